@@ -1,0 +1,171 @@
+"""The recipe: a frozen description of one run, validated before anything is loaded.
+
+A recipe enters as YAML (or a dict) plus ``key.sub=value`` overrides and leaves as a ``Recipe``. Unknown keys,
+bad values and impossible combinations raise ``RecipeError`` naming the nearest valid key and the remedy.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Quantization = Literal["none", "nf4", "int8"]
+Packing = Literal["tree", "sequence", "none"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelSection(_Section):
+    """The base model and how its weights are held."""
+
+    base: str = Field(description="Alias, hub id, local folder or .gguf file of the base model.")
+    revision: str | None = Field(None, description="Hub revision; pinned to a commit in the resolved recipe.")
+    content_hash: str | None = Field(None, description="SHA-256 of the weights; filled in and checked when resolved.")
+    quantization: Quantization = Field("none", description="Storage of the frozen weights: none, nf4 or int8.")
+    double_quant: bool = Field(True, description="Quantise the NF4 scales too; saves about 0.4 bits a weight.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Compute type; auto takes bf16 on Ampere and newer, fp16 before, fp32 on the CPU."
+    )
+    attention: Literal["auto", "flex", "sdpa", "eager"] = Field(
+        "auto", description="Tree attention: FlexAttention on GPUs, a dense SDPA mask elsewhere."
+    )
+    chat_template: str | None = Field(
+        None, description="Override for bases without one: plain, chatml, or a Jinja template."
+    )
+    trust_remote_code: bool = Field(False, description="Run Python code shipped with the checkpoint. Off unless asked.")
+
+
+class AdapterSection(_Section):
+    """What is trained: a LoRA adapter, or all weights."""
+
+    kind: Literal["lora", "none"] = Field("lora", description="lora trains an adapter; none trains all weights.")
+    rank: int = Field(16, ge=1, description="Rank of the update; more rank, more capacity and memory.")
+    alpha: float = Field(32.0, gt=0, description="Scale of the update: alpha / rank (alpha / sqrt(rank) with rslora).")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input; 0 keeps tree packing exact.")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="Linear layers that get an adapter: all-linear or a list of module names."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (arXiv 2312.03732).")
+    dora: bool = Field(False, description="Learn magnitude apart from direction (arXiv 2402.09353); slower.")
+
+
+class TaskSection(_Section):
+    """One task of the mixture that is trained or measured."""
+
+    name: str = Field(description="Registered task name; `fintune tasks` lists them.")
+    source: str | None = Field(
+        None, description="sample, a local file or folder, or a hub id; null tries the task's own order."
+    )
+    config: str | None = Field(None, description="Variant of the data set, such as PhraseBank's AllAgree.")
+    prompt: str | None = Field(None, description="Named prompt of the task; null takes the task's default.")
+    revision: str | None = Field(None, description="Hub revision of the data; pinned when resolved.")
+    content_hash: str | None = Field(None, description="SHA-256 of the loaded rows; filled in and checked.")
+
+
+class DataSection(_Section):
+    """Which rows are trained on, and how many."""
+
+    tasks: tuple[TaskSection, ...] = Field(min_length=1, description="Tasks trained on.")
+    train_limit: int | None = Field(None, ge=1, description="At most this many training rows a task.")
+    validation_limit: int | None = Field(None, ge=1, description="At most this many validation rows a task.")
+    balance: bool = Field(False, description="Draw equally many training rows of each class.")
+    remove_overlap: bool = Field(True, description="Drop training rows whose text is also in validation or test.")
+
+
+class TrainingSection(_Section):
+    """How the rows become updates."""
+
+    epochs: float = Field(1.0, gt=0, description="Passes over the training rows.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps, whatever the epochs.")
+    samples_per_step: int = Field(16, ge=1, description="Samples drawn for each optimiser step (effective batch).")
+    tokens_per_batch: int = Field(
+        2048, ge=16, description="Packing budget: tree tokens computed at once; less saves memory, not the result."
+    )
+    packing: Packing = Field("tree", description="tree shares prefixes; sequence only concatenates; none pads.")
+    sampler: Literal["random", "by_document"] = Field(
+        "random", description="by_document keeps a group's samples in one step: fewer tokens, other sampling."
+    )
+    max_length: int = Field(2048, ge=16, description="Longest sample in tokens; the document is shortened to fit.")
+    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="Learning-rate schedule after warm-up."
+    )
+    warmup_steps: int | None = Field(None, ge=0, description="Warm-up in steps; excludes warmup_ratio.")
+    warmup_ratio: float | None = Field(None, ge=0, lt=1, description="Warm-up as a fraction of all steps.")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw", description="adamw is fused where it can be; the 8-bit ones (bitsandbytes) save memory."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second-moment decay.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradient-norm clip; 0 switches it off.")
+    gradient_checkpointing: bool = Field(False, description="Recompute layers in the backward pass to save memory.")
+    save_steps: int = Field(50, ge=1, description="Checkpoint interval: at most this many steps are redone.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept beside the best one.")
+    eval_steps: int | None = Field(None, ge=1, description="Validate every so many steps; null: at the end only.")
+    best_metric: Literal["macro_f1", "accuracy", "loss"] | None = Field(
+        None, description="Keep the checkpoint best on this validation metric; null keeps the last."
+    )
+    log_steps: int = Field(1, ge=1, description="Write metrics every so many steps.")
+    tracking: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = Field(
+        ("tensorboard",), description="Where curves go, besides metrics.jsonl."
+    )
+
+
+class EvaluationSection(_Section):
+    """What is measured after training."""
+
+    tasks: tuple[TaskSection, ...] | None = Field(None, description="Tasks measured; null takes the trained ones.")
+    split: Literal["test", "validation"] = Field("test", description="Split that is scored.")
+    limit: int | None = Field(None, ge=1, description="At most this many documents a task.")
+    base: bool = Field(True, description="Score the untuned base beside the tuned model.")
+    baselines: tuple[Literal["majority", "lexicon", "tfidf"], ...] = Field(
+        ("majority", "lexicon", "tfidf"), description="Classical systems scored on the same documents."
+    )
+    tokens_per_batch: int = Field(4096, ge=16, description="Tree tokens scored at once.")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Level of the intervals.")
+    bootstrap_samples: int = Field(2000, ge=100, description="Resamples behind each interval.")
+
+
+class ReportSection(_Section):
+    """What is written for people."""
+
+    enabled: bool = Field(True, description="Write HTML, Markdown, LaTeX, figures and the model card.")
+    title: str | None = Field(None, description="Title of the report; null takes the recipe's name.")
+
+
+class Recipe(_Section):
+    """One run, whole: everything that steers it is here."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Short name; names the run directory.")
+    description: str = Field("", description="What the recipe is for.")
+    seed: int = Field(17, ge=0, description="Seeds sampling, initialisation, dropout and the bootstrap.")
+    output_dir: str | None = Field(None, description="Run directory; null: runs/<name>.")
+    model: ModelSection
+    adapter: AdapterSection = AdapterSection()
+    data: DataSection
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    report: ReportSection = ReportSection()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Recipe:
+        from fintune.schema.support import first_conflict
+
+        conflict = first_conflict(self)
+        if conflict is not None:
+            raise ValueError(f"{conflict.reason} {conflict.remedy}")
+        return self
+
+    def updated(self, **sections: Any) -> Recipe:
+        """A copy with whole fields replaced, validated again."""
+        return Recipe.model_validate({**self.model_dump(), **sections})
+
+
+def sanitize_name(text: str) -> str:
+    """A recipe or run name made from any text: only letters, digits, dot, dash and underscore stay."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "run"

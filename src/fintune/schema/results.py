@@ -1,0 +1,125 @@
+"""What evaluation writes and reporting reads: per-document records, aggregates with intervals, comparisons.
+
+``predictions.jsonl`` holds one ``DocumentRecord`` per line; ``results.json`` holds one ``EvaluationResults``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DocumentRecord(_Frozen):
+    """One document as one system answered it; ``prediction`` is None when no label could be read (missing)."""
+
+    system: str
+    task: str
+    example_id: str
+    group: str
+    target: str
+    prediction: str | None
+    correct: bool
+    choices: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] | None = None
+    log_likelihoods: tuple[float, ...] | None = None
+    text: str = ""
+
+
+class Estimate(_Frozen):
+    """A metric with its confidence interval; ``low`` and ``high`` are None when no interval applies."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class ClassScores(_Frozen):
+    """Precision, recall and F1 of one class; ``support`` counts the documents whose target it is."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+class TaskResult(_Frozen):
+    """One system's scores on one task.
+
+    ``metrics`` holds at least accuracy, macro_f1, weighted_f1 and mcc; ``confusion`` has one row per target label and
+    one column per predicted label, then a last column for missing answers.
+    """
+
+    system: str
+    task: str
+    task_version: str
+    split: str
+    n: int
+    n_groups: int
+    missing_rate: float
+    confidence: float
+    metrics: dict[str, Estimate]
+    per_class: tuple[ClassScores, ...] = ()
+    labels: tuple[str, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+
+
+class Comparison(_Frozen):
+    """A paired comparison of ``system`` with ``reference`` on the same documents of one task.
+
+    ``differences`` are system minus reference by paired bootstrap over groups. ``mcnemar_p`` is exact and two-sided;
+    it is None when the documents are not independent (a group holds several).
+    """
+
+    task: str
+    system: str
+    reference: str
+    n: int
+    only_system_correct: int
+    only_reference_correct: int
+    mcnemar_p: float | None
+    differences: dict[str, Estimate]
+
+
+class OverlapReport(_Frozen):
+    """Test documents of a task that also occur in its training rows, exactly or after normalising the text."""
+
+    task: str
+    n_train: int
+    n_test: int
+    exact: int
+    normalised: int
+    removed_from_train: int
+
+
+class DataLicence(_Frozen):
+    """Where a task's rows came from and on what terms."""
+
+    task: str
+    source: str
+    licence: str
+    citation: str
+    split_note: str = ""
+    content_hash: str = ""
+
+
+class EvaluationResults(_Frozen):
+    """Everything one evaluation measured; written to ``results.json``."""
+
+    model: str
+    adapter: str | None
+    results: tuple[TaskResult, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    overlap: tuple[OverlapReport, ...] = ()
+    data: tuple[DataLicence, ...] = ()
+    counts: dict[str, Any] = {}
+    elapsed_s: float = 0.0
+
+    def find(self, task: str, system: str) -> TaskResult | None:
+        """The result of ``system`` on ``task``, or None when it was not measured."""
+        return next((r for r in self.results if r.task == task and r.system == system), None)

@@ -1,0 +1,62 @@
+"""The support matrix: what combines with what, as one table that validation and the docs both read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fintune.schema.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """One combination that cannot run: the two keys, why, and what to do instead."""
+
+    keys: tuple[str, str]
+    reason: str
+    remedy: str
+    applies: Callable[[Recipe], bool]
+
+
+CONFLICTS: tuple[Conflict, ...] = (
+    Conflict(
+        ("adapter.kind", "model.quantization"),
+        "adapter.kind none trains all weights, but quantised weights cannot be trained.",
+        "Set model.quantization=none, or adapter.kind=lora.",
+        lambda r: r.adapter.kind == "none" and r.model.quantization != "none",
+    ),
+    Conflict(
+        ("training.warmup_steps", "training.warmup_ratio"),
+        "training.warmup_steps and training.warmup_ratio are both set.",
+        "Keep one of them.",
+        lambda r: r.training.warmup_steps is not None and r.training.warmup_ratio is not None,
+    ),
+    Conflict(
+        ("training.best_metric", "training.eval_steps"),
+        "training.best_metric needs a validation during training.",
+        "Set training.eval_steps too.",
+        lambda r: r.training.best_metric is not None and r.training.eval_steps is None,
+    ),
+    Conflict(
+        ("training.eval_steps", "training.save_steps"),
+        "training.eval_steps must be a multiple of training.save_steps when the best checkpoint is kept, "
+        "or the best weights would never have been saved.",
+        "Set training.eval_steps to a multiple of training.save_steps.",
+        lambda r: r.training.best_metric is not None
+        and r.training.eval_steps is not None
+        and r.training.eval_steps % r.training.save_steps != 0,
+    ),
+    Conflict(
+        ("adapter.targets", "adapter.kind"),
+        "adapter.targets is an empty list, so nothing would be trained.",
+        "Name at least one layer, or use all-linear.",
+        lambda r: r.adapter.kind == "lora" and r.adapter.targets == (),
+    ),
+)
+
+
+def first_conflict(recipe: Recipe) -> Conflict | None:
+    """The first row of the table that the recipe violates, or None."""
+    return next((conflict for conflict in CONFLICTS if conflict.applies(recipe)), None)
