@@ -73,7 +73,8 @@ class Comparison(_Frozen):
     """A paired comparison of ``system`` with ``reference`` on the same documents of one task.
 
     ``differences`` are system minus reference by paired bootstrap over groups. ``mcnemar_p`` is exact and two-sided;
-    it is None when the documents are not independent (a group holds several).
+    it is None when the documents are not independent (a group holds several). ``sign_flip_p`` is the exact test of
+    accuracy that swaps the two systems a whole group at a time; it holds for groups of any size.
     """
 
     task: str
@@ -83,6 +84,7 @@ class Comparison(_Frozen):
     only_system_correct: int
     only_reference_correct: int
     mcnemar_p: float | None
+    sign_flip_p: float | None = None
     differences: dict[str, Estimate]
 
 

@@ -44,9 +44,11 @@ CONFLICTS: tuple[Conflict, ...] = (
         "training.eval_steps must be a multiple of training.save_steps when the best checkpoint is kept, "
         "or the best weights would never have been saved.",
         "Set training.eval_steps to a multiple of training.save_steps.",
-        lambda r: r.training.best_metric is not None
-        and r.training.eval_steps is not None
-        and r.training.eval_steps % r.training.save_steps != 0,
+        lambda r: (
+            r.training.best_metric is not None
+            and r.training.eval_steps is not None
+            and r.training.eval_steps % r.training.save_steps != 0
+        ),
     ),
     Conflict(
         ("adapter.targets", "adapter.kind"),

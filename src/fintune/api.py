@@ -1,0 +1,219 @@
+"""The public functions: train, evaluate, load, predict, report, preview, and what is there to choose from.
+
+Everything heavy is imported inside the functions, so that ``import fintune`` and ``fintune --help`` stay quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fintune.schema.errors import DataError, RunError
+from fintune.schema.loading import RecipeInfo, list_recipes, load_recipe
+from fintune.schema.outcomes import PreviewSample, TaskInfo, TrainingOutcome
+from fintune.schema.recipe import Recipe
+from fintune.schema.results import EvaluationResults
+from fintune.schema.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from fintune.doctor import Check
+    from fintune.serving.predictor import Predictor
+
+RecipeLike = Recipe | Mapping[str, Any] | str | Path
+
+
+def train(
+    recipe: RecipeLike,
+    *,
+    overrides: Sequence[str] = (),
+    output_dir: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> TrainingOutcome:
+    """Runs a recipe: data, training, evaluation, report.
+
+    Args:
+        recipe: name of a shipped recipe, path to a YAML file or run directory, a mapping, or a ``Recipe``.
+        overrides: ``key.sub=value`` strings.
+        output_dir: run directory; the recipe's ``output_dir``, or ``runs/<name>``, when None.
+        resume: go on from the newest checkpoint of that directory; a finished training is not repeated.
+            False starts in a fresh directory beside it (``<name>-2``), never over it.
+        progress: show progress on standard error.
+
+    Raises:
+        FintuneError: one sentence saying what is wrong, with the remedy.
+    """
+    from fintune.pipeline import run_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    place = Path(output_dir or loaded.output_dir or Path("runs") / loaded.name)
+    if not resume:
+        place = _unused(place)
+    return run_recipe(loaded, RunDirectory(place), progress=progress)
+
+
+def _unused(place: Path) -> Path:
+    number = 2
+    candidate = place
+    while candidate.exists():
+        candidate = place.with_name(f"{place.name}-{number}")
+        number += 1
+    return candidate
+
+
+def evaluate(
+    model: str,
+    *,
+    adapter: str | Path | None = None,
+    tasks: Sequence[str] = ("tfns",),
+    split: str = "test",
+    limit: int | None = None,
+    prompt: str | None = None,
+    quantization: str = "none",
+    baselines: Sequence[str] = (),
+    output_dir: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    progress: bool = True,
+) -> EvaluationResults:
+    """Scores a base model, and an adapter beside it, on tasks.
+
+    Args:
+        model: alias, hub id, folder or .gguf file of the base.
+        adapter: adapter or run directory; with it, base and tuned are compared on the same documents.
+        tasks: task names, each optionally ``name:source`` to say where its rows are.
+        split: test or validation.
+        limit: at most this many documents a task.
+        prompt: named prompt of every task.
+        quantization: none, nf4 or int8.
+        baselines: classical systems to score beside: majority, lexicon, tfidf.
+        output_dir: where predictions, results and the report go; nothing is written when None.
+        overrides: further ``key.sub=value`` strings for the recipe this makes.
+        progress: show progress on standard error.
+    """
+    from fintune.pipeline import evaluate_recipe
+
+    sections = [_task_section(name, prompt) for name in tasks]
+    recipe = load_recipe(
+        {
+            "name": "evaluation",
+            "model": {"base": model, "quantization": quantization},
+            "data": {"tasks": sections},
+            "evaluation": {"split": split, "limit": limit, "baselines": list(baselines)},
+        },
+        overrides,
+    )
+    run = RunDirectory(Path(output_dir)) if output_dir is not None else None
+    return evaluate_recipe(recipe, _adapter_folder(adapter), run, progress=progress)
+
+
+def _task_section(name: str, prompt: str | None) -> dict[str, Any]:
+    task, _, source = name.partition(":")
+    return {"name": task, "prompt": prompt, "source": source or None}
+
+
+def _adapter_folder(adapter: str | Path | None) -> Path | None:
+    if adapter is None:
+        return None
+    folder = Path(adapter)
+    inside = RunDirectory(folder).adapter
+    return inside if inside.is_dir() else folder
+
+
+def load(path: str | Path, *, device: str | None = None, quantization: str | None = None) -> Predictor:
+    """Loads a trained run, an adapter folder or a base model, ready to ``predict``.
+
+    Args:
+        path: run directory, adapter folder, or anything ``model.base`` takes.
+        device: torch device; a GPU if there is one, when None.
+        quantization: none, nf4 or int8; what the run was trained with, when None.
+    """
+    import torch
+
+    from fintune.pipeline import default_device
+    from fintune.serving.predictor import load_predictor
+
+    where = torch.device(device) if device is not None else default_device()
+    return load_predictor(path, device=where, quantization=quantization)
+
+
+def report(run_dir: str | Path) -> Path:
+    """Writes the report of a finished run again and returns the HTML page.
+
+    Raises:
+        RunError: the directory is no run, or was not evaluated.
+    """
+    from fintune.pipeline import write_run_report
+
+    run = RunDirectory(Path(run_dir))
+    if not run.recipe.is_file():
+        raise RunError(f"{run.path} has no recipe.yaml, so it is no run directory.", "Check the path.")
+    return write_run_report(run, load_recipe(run.recipe))
+
+
+def preview(
+    recipe: RecipeLike, *, overrides: Sequence[str] = (), samples: int = 3, split: str = "train"
+) -> list[PreviewSample]:
+    """The first samples of a recipe as tokens with their loss mask; loads the tokenizer but no weights."""
+    from fintune.evaluation.suite import load_run_data
+    from fintune.models.load import load_tokenizer
+    from fintune.models.locate import locate_base
+    from fintune.models.templates import apply_chat_template_override
+    from fintune.trees.chat import ChatFormat
+
+    loaded = load_recipe(recipe, overrides)
+    data = load_run_data(loaded)
+    rows = {"train": data.train, "validation": data.validation, "test": data.tested[0][1]}
+    if split not in rows:
+        raise DataError(f"There is no split named {split}.", f"Choose one of {', '.join(rows)}.")
+    files = locate_base(loaded.model)
+    tokenizer = load_tokenizer(files, loaded.model)
+    apply_chat_template_override(tokenizer, loaded.model.chat_template, loaded.model.base)
+    chat = ChatFormat(tokenizer, loaded.training.max_length)
+    shown = []
+    for example in rows[split][:samples]:
+        encoded = chat.encode(example)
+        if encoded is None:
+            continue
+        sample = encoded.training_sample()
+        ids = sample.tokens.tolist()
+        texts = [str(tokenizer.decode([token])) for token in ids]
+        supervised = (sample.supervision > 0).tolist()
+        shown.append(
+            PreviewSample(example.example_id, tuple(zip(texts, ids, supervised, strict=True)), encoded.truncated)
+        )
+    return shown
+
+
+def recipes() -> list[RecipeInfo]:
+    """The shipped recipes."""
+    return list_recipes()
+
+
+def tasks() -> list[TaskInfo]:
+    """The registered tasks."""
+    from fintune.sources.sample import has_sample
+    from fintune.tasks.registry import get_task, list_tasks
+
+    return [
+        TaskInfo(
+            name=task.name,
+            version=task.version,
+            description=task.description,
+            licence=task.licence,
+            citation=task.citation,
+            prompts=tuple(task.prompts),
+            choices=task.choices,
+            configs=tuple(task.configs),
+            hub_ids=tuple(dict.fromkeys(task.hub_ids.values())),
+            has_sample=has_sample(task.name),
+        )
+        for task in map(get_task, list_tasks())
+    ]
+
+
+def doctor() -> list[Check]:
+    """Whether this machine is ready, check by check, with remedies."""
+    from fintune.doctor import run_checks
+
+    return run_checks()

@@ -1,0 +1,73 @@
+"""The command line: thin commands over ``fintune.api``, one sentence and a remedy for every mistake.
+
+Enters: arguments. Leaves: an exit code (0 done, 2 the user's mistake, 1 ours, 130 interrupted), text for people or,
+with ``--json``, one JSON document on standard output and everything else on standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from fintune.cli.output import Output
+
+_GLOBAL_FLAGS = ("--json", "--debug")
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    rest, flags = _split_flags(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? instead of dying
+    output = Output(json="--json" in flags, debug="--debug" in flags)
+    try:
+        return _run(rest, output)
+    except BaseException as error:
+        return _report(error, output)
+
+
+def _split_flags(arguments: Sequence[str]) -> tuple[list[str], set[str]]:
+    """The global flags may stand anywhere before ``--``; what follows it is text."""
+    position = list(arguments).index("--") if "--" in arguments else len(arguments)
+    before, after = list(arguments[:position]), list(arguments[position:])
+    return [a for a in before if a not in _GLOBAL_FLAGS] + after, {a for a in before if a in _GLOBAL_FLAGS}
+
+
+def _run(arguments: list[str], output: Output) -> int:
+    from typer.main import get_command
+
+    from fintune.cli.app import app
+
+    # Without standalone mode the exit code comes back as the result, and errors reach us instead of the terminal.
+    result = get_command(app)(arguments, prog_name="fintune", standalone_mode=False, obj=output)
+    if result == _INTERRUPTED:
+        raise KeyboardInterrupt  # Typer swallowed it and kept only the code
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: BaseException, output: Output) -> int:
+    import typer
+    from typer.exceptions import TyperException
+
+    from fintune.schema.errors import FintuneError
+
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if output.debug and not isinstance(error, TyperException):
+        traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        output.error("Interrupted", "Stopped.", output.interrupt_hint)
+        return _INTERRUPTED
+    if isinstance(error, TyperException):
+        command = getattr(getattr(error, "ctx", None), "command_path", "fintune")
+        output.error("UsageError", error.format_message(), f"See: {command} --help")
+        return error.exit_code
+    if isinstance(error, FintuneError):
+        output.error(type(error).__name__, error.message, error.remedy)
+        return error.exit_code
+    summary = f"fintune failed unexpectedly ({type(error).__name__}: {str(error).strip() or 'no message'})."
+    output.error(type(error).__name__, summary, "" if output.debug else "Add --debug to see where.")
+    return 1

@@ -1,0 +1,315 @@
+"""The commands. Each reads its arguments, calls one function of ``fintune.api``, and prints what came back.
+
+Heavy imports stay inside the functions, so that ``fintune --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fintune.cli.output import Output
+
+if TYPE_CHECKING:
+    from fintune.schema.results import EvaluationResults
+
+app = typer.Typer(
+    name="fintune",
+    help="Adapt open language models to finance, and measure honestly what that bought.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path to your own YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, such as training.epochs=2."),
+]
+OutputDir = Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")]
+Resume = Annotated[bool, typer.Option(help="Go on from the newest checkpoint, or start afresh in <run>-2.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"fintune {version('fintune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on standard output; text goes to stderr.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback when something fails.")] = False,
+) -> None:
+    """Global options; ``--json`` and ``--debug`` are taken out before, because they may stand anywhere."""
+
+
+@app.command()
+def quickstart(
+    context: typer.Context,
+    overrides: Overrides = None,
+    output_dir: OutputDir = None,
+    resume: Resume = True,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a small real model on real financial text and print what it gained (no GPU, no account)."""
+    _train(context.obj, "quickstart", overrides, output_dir, resume, quiet, closing=True)
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output_dir: OutputDir = None,
+    resume: Resume = True,
+    quiet: Quiet = False,
+) -> None:
+    """Train what a recipe describes, measure it and write the report."""
+    _train(context.obj, recipe, overrides, output_dir, resume, quiet, closing=False)
+
+
+def _train(
+    output: Output,
+    recipe: str,
+    overrides: list[str] | None,
+    output_dir: Path | None,
+    resume: bool,
+    quiet: bool,
+    *,
+    closing: bool,
+) -> None:
+    from fintune import api
+
+    output.interrupt_hint = "Run the same command again to go on from the newest checkpoint."
+    progress = not (quiet or output.json)
+    with output.quiet_stdout():
+        outcome = api.train(recipe, overrides=overrides or (), output_dir=output_dir, resume=resume, progress=progress)
+    output.interrupt_hint = ""
+    if outcome.results is not None:
+        _show_results(output, outcome.results)
+    output.say(f"\nadapter  {outcome.adapter_dir}", f"run      {outcome.run_dir}")
+    if outcome.report is not None:
+        output.say(f"report   {outcome.report}")
+    if closing:
+        output.say(
+            "\nWhat next:",
+            f'  fintune predict {outcome.run_dir} "Shares fell 8% after the profit warning"',
+            "  fintune preview quickstart                      what the model is trained on, token by token",
+            "  fintune recipes quickstart > my-recipe.yaml     start a recipe of your own",
+        )
+    output.emit(outcome)
+
+
+def _show_results(output: Output, results: EvaluationResults) -> None:
+    from fintune.cli import tables
+
+    for task in tables.task_names(results):
+        output.say("", tables.results_table(results, task))
+    if results.comparisons:
+        output.say("", *map(tables.comparison_sentence, results.comparisons))
+    output.say(*tables.notes(results))
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    model: Annotated[str, typer.Option("--model", "-m", help="Alias, hub id, local folder or .gguf file.")],
+    tasks: Annotated[
+        str, typer.Option("--tasks", "-t", help="Task names, separated by commas, each optionally name:source.")
+    ],
+    overrides: Overrides = None,
+    adapter: Annotated[str | None, typer.Option("--adapter", "-a", help="Adapter or run directory to measure.")] = None,
+    split: Annotated[str | None, typer.Option(help="test or validation.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many documents a task.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Named prompt; `fintune tasks` lists them.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="none, nf4 or int8.")] = None,
+    baselines: Annotated[str | None, typer.Option(help="majority,lexicon,tfidf; none for no baselines.")] = None,
+    output_dir: OutputDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model, with or without an adapter, on financial tasks."""
+    from fintune import api
+
+    output: Output = context.obj
+    # Only what was given is passed on, so that every default stands in one place: the Python function.
+    given: dict[str, Any] = {
+        "adapter": adapter,
+        "split": split,
+        "limit": limit,
+        "prompt": prompt,
+        "quantization": quantization,
+        "baselines": None if baselines is None else _words(baselines),
+        "output_dir": output_dir,
+        "overrides": overrides,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    with output.quiet_stdout():
+        results = api.evaluate(model, tasks=_words(tasks), progress=not (quiet or output.json), **given)
+    _show_results(output, results)
+    output.emit(results)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    return () if words == ("none",) else words
+
+
+@app.command()
+def predict(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, adapter directory or base model.")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to label.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="File with one text a line; - reads stdin.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task to answer, where the run was trained on several.")] = None,
+) -> None:
+    """Label texts with a trained model."""
+    from rich.text import Text
+
+    from fintune import api
+    from fintune.cli.tables import plain_table
+
+    output: Output = context.obj
+    wanted = [*(texts or ()), *_lines(file)]
+    if not wanted:
+        raise typer.BadParameter("Give at least one text, or --file with one text a line.")
+    with output.quiet_stdout():
+        predictions = api.load(run).predict(wanted, task=task)
+    table = plain_table("label", "probabilities", "text")
+    for prediction in predictions:
+        ordered = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+        table.add_row(prediction.label, " ".join(f"{label} {p:.2f}" for label, p in ordered), Text(prediction.text))
+    output.say(table)
+    output.emit(predictions)
+
+
+def _lines(file: Path | None) -> list[str]:
+    import sys
+
+    from fintune.schema.errors import DataError
+
+    if file is None:
+        return []
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text.", "Save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}.", "Check the path.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of an earlier training or evaluation.")],
+) -> None:
+    """Write the report of a run again: HTML, Markdown, LaTeX, figures and model card."""
+    from fintune import api
+
+    output: Output = context.obj
+    with output.quiet_stdout():
+        path = api.report(run)
+    output.say(f"report   {path}")
+    output.emit({"report": path})
+
+
+@app.command()
+def preview(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="How many samples to show.")] = 3,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    ids: Annotated[bool, typer.Option("--ids", help="Show token ids too.")] = False,
+) -> None:
+    """Show the tokens a recipe trains on; the supervised ones are coloured and in brackets."""
+    from fintune import api
+    from fintune.cli.tables import preview_text
+
+    output: Output = context.obj
+    with output.quiet_stdout():
+        shown = api.preview(recipe, overrides=overrides or (), samples=samples, split=split)
+    unicode = (output.console.encoding or "").lower().startswith("utf")
+    for sample in shown:
+        supervised = sum(token[2] for token in sample.tokens)
+        shortened = ", document shortened to fit" if sample.truncated else ""
+        output.say(f"\n{sample.example_id}: {len(sample.tokens)} tokens, {supervised} supervised{shortened}")
+        output.say(preview_text(sample.tokens, ids=ids, unicode=unicode))
+    output.emit(shown)
+
+
+@app.command()
+def recipes(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Print this recipe's YAML, to start your own from.")
+    ] = None,
+) -> None:
+    """List the shipped recipes, or print one."""
+    output: Output = context.obj
+    if name is not None:
+        from fintune.schema.loading import load_recipe, recipe_text
+
+        text = recipe_text(name)
+        if not output.json:
+            typer.echo(text, nl=False)
+        output.emit(load_recipe(name))
+        return
+    from fintune import api
+    from fintune.cli.tables import plain_table
+
+    found = api.recipes()
+    table = plain_table("name", "base", "description")
+    for info in found:
+        table.add_row(info.name, info.base, info.description)
+    output.say(table, "Print one: fintune recipes NAME")
+    output.emit(found)
+
+
+@app.command()
+def tasks(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show this task's licence, citation, prompts and sources.")
+    ] = None,
+) -> None:
+    """List the tasks a recipe can train on and measure."""
+    from fintune import api
+    from fintune.cli.listing import task_details, tasks_table
+
+    output: Output = context.obj
+    found = api.tasks()
+    if name is None:
+        output.say(tasks_table(found), "Details: fintune tasks NAME")
+        output.emit(found)
+        return
+    details = task_details(found, name)
+    output.say(details)
+    output.emit(next(task for task in found if task.name == name))
+
+
+@app.command()
+def doctor(context: typer.Context) -> None:
+    """Check this machine: Python, libraries, GPU, memory, embedded model, cache."""
+    from fintune import api
+    from fintune.cli.listing import checks_table
+
+    output: Output = context.obj
+    with output.quiet_stdout():
+        checks = api.doctor()
+    output.say(checks_table(checks))
+    output.emit(checks)
+    if any(check.ok is False for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,236 @@
+"""Classical systems scored on the same documents, so that a tuned model has something honest to beat.
+
+Enters: the very training rows the model saw and the test rows. Leaves: one ``DocumentRecord`` per test document and
+system. Majority class; a lexicon (VADER, MIT, general-purpose; Loughran-McDonald from the user's own copy, because its
+licence forbids shipping it); TF-IDF with logistic regression.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fintune.schema.errors import DataError, DependencyError, RecipeError
+from fintune.schema.example import Example
+from fintune.schema.results import DocumentRecord
+from fintune.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+POLARITIES = ("negative", "neutral", "positive")
+VADER_THRESHOLD = 0.05
+TFIDF_COSTS = (1.0, 3.0, 10.0, 30.0, 100.0)
+CROSS_VALIDATION_FOLDS = 4
+
+Answer = tuple[str | None, tuple[float, ...] | None]
+"""A predicted choice and, where the system has them, probabilities in the order of the choices."""
+
+
+def run_baselines(
+    names: Sequence[str],
+    train: Sequence[Example],
+    test: Sequence[Example],
+    task: Task,
+    seed: int,
+    *,
+    lexicon_path: str | Path | None = None,
+) -> dict[str, list[DocumentRecord]]:
+    """Scores classical systems on the test documents.
+
+    Args:
+        names: of ``majority``, ``lexicon``, ``tfidf`` and ``loughran_mcdonald`` (needs ``lexicon_path``).
+        train: the rows the model was trained on; only these are learnt from.
+        test: the documents to answer.
+        task: the task; one without a closed label set has no baselines here.
+        seed: shuffles the cross-validation folds.
+        lexicon_path: the Loughran-McDonald master dictionary, CSV, gzipped or not.
+
+    Returns:
+        Records by system. A system that does not apply (a lexicon where the labels are not polarities, a learnt
+        system without training rows) is left out, and the log says so.
+    """
+    records: dict[str, list[DocumentRecord]] = {}
+    for name in names:
+        if name not in _SYSTEMS:
+            raise RecipeError(f"There is no baseline named {name!r}.", f"Choose from {', '.join(_SYSTEMS)}.")
+        if not test or not test[0].choices:
+            logger.info("Baseline %s: task %s has no closed label set to answer with.", name, task.name)
+            continue
+        answers = _SYSTEMS[name](train, test, seed, lexicon_path)
+        if answers is None:
+            logger.info("Baseline %s does not apply to task %s and is left out.", name, task.name)
+            continue
+        records[name] = [_record(name, example, answer) for example, answer in zip(test, answers, strict=True)]
+    return records
+
+
+def _record(system: str, example: Example, answer: Answer) -> DocumentRecord:
+    prediction, probabilities = answer
+    return DocumentRecord(
+        system=system,
+        task=example.task,
+        example_id=example.example_id,
+        group=example.group or example.example_id,
+        target=example.target,
+        prediction=prediction,
+        correct=prediction == example.target,
+        choices=example.choices,
+        probabilities=probabilities,
+        text=example.document,
+    )
+
+
+def _majority(
+    train: Sequence[Example], test: Sequence[Example], seed: int, lexicon_path: str | Path | None
+) -> list[Answer] | None:
+    """The most frequent training label; its probabilities are the training frequencies. Ties: the first choice."""
+    if not train:
+        return None
+    choices = test[0].choices
+    counts = Counter(_targets(train, choices))
+    frequencies = tuple(counts[choice] / len(train) for choice in choices)
+    return [(choices[int(np.argmax(frequencies))], frequencies)] * len(test)
+
+
+def _vader(
+    train: Sequence[Example], test: Sequence[Example], seed: int, lexicon_path: str | Path | None
+) -> list[Answer] | None:
+    """VADER (Hutto and Gilbert, ICWSM 2014) with its authors' thresholds: compound >= 0.05, <= -0.05."""
+    words = _polarity_words(test[0].choices)
+    if words is None:
+        return None
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError as error:
+        raise DependencyError("The lexicon baseline needs vaderSentiment.", "pip install vaderSentiment") from error
+    analyzer = SentimentIntensityAnalyzer()
+    scores = (float(analyzer.polarity_scores(example.document)["compound"]) for example in test)
+    return [(words[_polarity(score, VADER_THRESHOLD)], None) for score in scores]
+
+
+def _loughran_mcdonald(
+    train: Sequence[Example], test: Sequence[Example], seed: int, lexicon_path: str | Path | None
+) -> list[Answer] | None:
+    """Counts of positive minus negative words of the user's Loughran-McDonald list (Journal of Finance, 2011)."""
+    if lexicon_path is None:
+        raise RecipeError("The loughran_mcdonald baseline needs the dictionary.", "Pass its CSV as lexicon_path.")
+    words = _polarity_words(test[0].choices)
+    if words is None:
+        return None
+    lexicon = read_loughran_mcdonald(lexicon_path)
+    totals = (sum(lexicon.get(word, 0) for word in re.findall(r"[A-Z]+", e.document.upper())) for e in test)
+    return [(words[_polarity(total, 0.5)], None) for total in totals]
+
+
+def read_loughran_mcdonald(path: str | Path) -> dict[str, int]:
+    """+1 for words of the Positive column, -1 for the Negative one; a non-zero year marks membership."""
+    file = Path(path).expanduser()
+    opener: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
+    lexicon: dict[str, int] = {}
+    try:
+        with opener(file, "rt", encoding="utf-8-sig", newline="") as handle:
+            for row in csv.DictReader(handle):
+                if row["Positive"].strip() not in ("", "0"):
+                    lexicon[row["Word"].upper()] = 1
+                elif row["Negative"].strip() not in ("", "0"):
+                    lexicon[row["Word"].upper()] = -1
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{file} is not a Loughran-McDonald dictionary: {type(error).__name__}.",
+            "Give the master dictionary as CSV with the columns Word, Negative and Positive.",
+        ) from error
+    return lexicon
+
+
+def _polarity(score: float, threshold: float) -> str:
+    if score >= threshold:
+        return "positive"
+    return "negative" if score <= -threshold else "neutral"
+
+
+def _targets(train: Sequence[Example], choices: Sequence[str]) -> list[str]:
+    """Training targets in the test prompt's words: another prompt may call the same label ``Positive``."""
+    return [
+        choices[example.choices.index(example.target)]
+        if len(example.choices) == len(choices) and example.target in example.choices
+        else example.target
+        for example in train
+    ]
+
+
+def _polarity_words(choices: Sequence[str]) -> Mapping[str, str] | None:
+    """The choices by polarity, None unless they are exactly the three polarities."""
+    words = {choice.lower(): choice for choice in choices}
+    return words if set(words) == set(POLARITIES) else None
+
+
+def _tfidf(
+    train: Sequence[Example], test: Sequence[Example], seed: int, lexicon_path: str | Path | None
+) -> list[Answer] | None:
+    """TF-IDF of words (1-2) and characters (2-5, inside words), logistic regression; C by cross-validated macro-F1."""
+    targets = _targets(train, test[0].choices)
+    if len(set(targets)) < 2:
+        return _majority(train, test, seed, lexicon_path)
+    texts = [example.document for example in train]
+    cost = _choose_cost(texts, targets, seed)
+    logger.info("Baseline tfidf: C=%g, chosen by cross-validation on %d training rows.", cost, len(train))
+    features = _features()
+    model = _classifier(cost).fit(features.fit_transform(texts), targets)
+    by_class = {label: column for column, label in enumerate(model.classes_)}
+    probabilities = model.predict_proba(features.transform([example.document for example in test]))
+    answers: list[Answer] = []
+    for example, row in zip(test, probabilities, strict=True):
+        aligned = tuple(float(row[by_class[c]]) if c in by_class else 0.0 for c in example.choices)
+        answers.append((example.choices[int(np.argmax(aligned))], aligned))
+    return answers
+
+
+def _choose_cost(texts: Sequence[str], targets: Sequence[str], seed: int) -> float:
+    """The C with the best mean macro-F1 over stratified folds; 1 when a class is too rare to fold."""
+    from sklearn.metrics import f1_score
+    from sklearn.model_selection import StratifiedKFold
+
+    folds = min(CROSS_VALIDATION_FOLDS, min(Counter(targets).values()))
+    if folds < 2:
+        return 1.0
+    labels = np.asarray(targets)
+    scores = dict.fromkeys(TFIDF_COSTS, 0.0)
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for fit_rows, held_rows in splitter.split(np.zeros(len(labels)), labels):
+        features = _features()
+        fit_x = features.fit_transform([texts[row] for row in fit_rows])
+        held_x = features.transform([texts[row] for row in held_rows])
+        for cost in TFIDF_COSTS:
+            model = _classifier(cost).fit(fit_x, labels[fit_rows])
+            scores[cost] += float(f1_score(labels[held_rows], model.predict(held_x), average="macro"))
+    return max(scores, key=lambda cost: scores[cost])
+
+
+def _classifier(cost: float) -> Any:
+    """Multinomial logistic regression. newton-cg: with far more features than rows, lbfgs takes ten times as long."""
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=cost, solver="newton-cg", tol=1e-3, max_iter=200)
+
+
+def _features() -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import FeatureUnion
+
+    # token_pattern keeps one-letter words and signs such as $ and %, which matter in headlines.
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[$%+-]")
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True)
+    return FeatureUnion([("words", words), ("characters", characters)])
+
+
+_SYSTEMS: Mapping[
+    str, Callable[[Sequence[Example], Sequence[Example], int, str | Path | None], list[Answer] | None]
+] = {"majority": _majority, "lexicon": _vader, "tfidf": _tfidf, "loughran_mcdonald": _loughran_mcdonald}

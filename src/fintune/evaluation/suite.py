@@ -1,0 +1,133 @@
+"""The evaluation of a run: which documents, which systems, and their scores side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fintune.evaluation.baselines import run_baselines
+from fintune.metrics.summary import compare, summarise
+from fintune.schema.errors import DataError
+from fintune.schema.example import Example
+from fintune.schema.recipe import EvaluationSection, Recipe, TaskSection
+from fintune.schema.results import Comparison, DocumentRecord, OverlapReport, TaskResult
+from fintune.sources.overlap import count_overlap, remove_overlap
+from fintune.tasks.base import LoadedTask
+from fintune.tasks.loading import load_task
+from fintune.tasks.selection import select_rows
+
+
+@dataclass(frozen=True)
+class RunData:
+    """All rows of a run, chosen before a model is loaded.
+
+    Attributes:
+        recipe: the recipe with the tasks' sources, revisions and hashes pinned.
+        train: training examples of all tasks, in training order.
+        validation: validation examples of the trained tasks.
+        tested: the evaluated tasks with their documents.
+        overlap: what was found in train and held-out rows alike, by task.
+        counts: rows read, kept, dropped and used, by task.
+    """
+
+    recipe: Recipe
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    tested: tuple[tuple[LoadedTask, tuple[Example, ...]], ...]
+    overlap: tuple[OverlapReport, ...]
+    counts: dict[str, Mapping[str, object]]
+
+
+def load_run_data(recipe: Recipe) -> RunData:
+    """Loads, checks and selects the rows of a run.
+
+    Raises:
+        DataError: a task has no training or no evaluation rows.
+    """
+    trained = [load_task(section, seed=recipe.seed) for section in recipe.data.tasks]
+    by_section = dict(zip(recipe.data.tasks, trained, strict=True))
+    wanted = recipe.evaluation.tasks or recipe.data.tasks
+    tested = [by_section.get(section) or load_task(section, seed=recipe.seed) for section in wanted]
+    documents = [(task, test_documents(task, recipe.evaluation, recipe.seed)) for task in tested]
+    heldout = [example for task in {id(t): t for t in [*trained, *tested]}.values() for example in _heldout(task)]
+
+    train: list[Example] = []
+    validation: list[Example] = []
+    overlap: list[OverlapReport] = []
+    counts: dict[str, Mapping[str, object]] = {}
+    for task in trained:
+        kept = task.splits["train"]
+        if recipe.data.remove_overlap:
+            kept, _ = remove_overlap(kept, heldout)
+        report = count_overlap(task.splits["train"], task.splits["test"])
+        report = report.model_copy(update={"removed_from_train": len(task.splits["train"]) - len(kept)})
+        rows = select_rows(kept, recipe.data.train_limit, recipe.data.balance, recipe.seed)
+        if not rows:
+            raise DataError(
+                f"The task {task.task.name} from {task.source} has no training rows left.",
+                "Check its source and split, or set data.remove_overlap=false to see what overlap removed.",
+            )
+        train += rows
+        validation += select_rows(task.splits["validation"], recipe.data.validation_limit, seed=recipe.seed)
+        overlap.append(report)
+        counts[task.task.name] = {**task.counts, "trained": len(rows)}
+    pinned = _pinned(recipe, trained, tested)
+    return RunData(pinned, tuple(train), tuple(validation), tuple(documents), tuple(overlap), counts)
+
+
+def test_documents(task: LoadedTask, evaluation: EvaluationSection, seed: int) -> tuple[Example, ...]:
+    """The documents of a task that are scored."""
+    rows = select_rows(task.splits[evaluation.split], evaluation.limit, seed=seed)
+    if not rows:
+        raise DataError(
+            f"The task {task.task.name} from {task.source} has no {evaluation.split} rows.",
+            "Choose another evaluation.split or source.",
+        )
+    return rows
+
+
+test_documents.__test__ = False  # type: ignore[attr-defined]  # not a pytest function
+
+
+def _heldout(task: LoadedTask) -> list[Example]:
+    return [*task.splits["validation"], *task.splits["test"]]
+
+
+def _pinned(recipe: Recipe, trained: Sequence[LoadedTask], tested: Sequence[LoadedTask]) -> Recipe:
+    data = recipe.data.model_copy(update={"tasks": tuple(task.section for task in trained)})
+    evaluation = recipe.evaluation
+    if evaluation.tasks is not None:
+        sections: tuple[TaskSection, ...] = tuple(task.section for task in tested)
+        evaluation = evaluation.model_copy(update={"tasks": sections})
+    return recipe.model_copy(update={"data": data, "evaluation": evaluation})
+
+
+def baseline_records(
+    task: LoadedTask, train: Sequence[Example], documents: Sequence[Example], recipe: Recipe
+) -> list[DocumentRecord]:
+    """Classical systems on the documents, learnt from the training rows of the same task."""
+    rows = [example for example in train if example.task == task.task.name]
+    found = run_baselines(recipe.evaluation.baselines, rows, documents, task.task, recipe.seed) if rows else {}
+    return [record for records in found.values() for record in records]
+
+
+def score_systems(
+    task: LoadedTask, records: Sequence[DocumentRecord], evaluation: EvaluationSection, seed: int
+) -> tuple[list[TaskResult], list[Comparison]]:
+    """Aggregates of every system on one task, and ``tuned`` (or else ``base``) against each of the others."""
+    by_system: dict[str, list[DocumentRecord]] = {}
+    for record in records:
+        by_system.setdefault(record.system, []).append(record)
+    labels = records[0].choices
+    options = {"confidence": evaluation.confidence, "n_resamples": evaluation.bootstrap_samples, "seed": seed}
+    results = [
+        summarise(rows, task_version=task.task.version, split=evaluation.split, labels=labels, **options)  # type: ignore[arg-type]
+        for rows in by_system.values()
+    ]
+    subject = "tuned" if "tuned" in by_system else "base"
+    comparisons = [
+        compare(by_system[subject], rows, labels=labels, **options)  # type: ignore[arg-type]
+        for system, rows in by_system.items()
+        if subject in by_system and system != subject
+    ]
+    return results, comparisons

@@ -1,0 +1,67 @@
+"""Likelihood of each answer of a closed set: answers are branches under their prompt, prompts under their prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fintune.inference.forward import EdgeModel
+from fintune.schema.recipe import Packing
+from fintune.trees.batch import batch_from_tree, bucket_size
+from fintune.trees.chat import EncodedExample
+from fintune.trees.packing import Batch, pad_samples, split_by_budget
+from fintune.trees.prefix_tree import FloatArray, IntArray, TokenSample, build_tree
+
+
+def choice_log_likelihoods(
+    model: EdgeModel,
+    examples: Sequence[EncodedExample],
+    *,
+    tokens_per_batch: int,
+    packing: Packing = "tree",
+    on_batch: Callable[[int], None] | None = None,
+) -> list[FloatArray]:
+    """Log-likelihood of every choice of every example, end-of-turn token included.
+
+    Args:
+        model: the model to ask; it should be in eval mode.
+        examples: encoded examples with choices.
+        tokens_per_batch: tree tokens computed at once. Results do not depend on it beyond float rounding.
+        packing: tree shares prompts and prefixes; sequence scores each prompt-and-answer apart (the plain twin).
+        on_batch: called with the number of finished choices after each batch.
+
+    Returns:
+        One (n_choices,) array per example, in natural-log units.
+    """
+    samples = [sample for example in examples for sample in example.choice_samples()]
+    scores = np.zeros(len(samples))
+    for group in split_by_budget(samples, packing, tokens_per_batch):
+        members = [samples[i] for i in group]
+        batch, sample_edges = _batch_with_edges(members, packing, tokens_per_batch if model.backend == "flex" else None)
+        edge_scores = model.edge_log_probabilities(batch.to(model.device)).double().cpu().numpy()
+        scores[group] = [edge_scores[edges].sum() for edges in sample_edges]
+        if on_batch is not None:
+            on_batch(len(group))
+    ends = np.cumsum([len(example.choices) for example in examples])
+    return [np.asarray(part) for part in np.split(scores, ends[:-1])] if examples else []
+
+
+def _batch_with_edges(
+    samples: Sequence[TokenSample], packing: Packing, bucket_budget: int | None
+) -> tuple[Batch, list[IntArray]]:
+    """A batch, and for each sample the numbers of the loss edges along its supervised tokens."""
+    if packing == "none":
+        padded = pad_samples(samples)
+        return padded, [np.flatnonzero(padded.edge_row.numpy() == row) for row in range(len(samples))]
+    tree = build_tree(samples, share=packing == "tree")
+    pad_to = None if bucket_budget is None else bucket_size(len(tree), bucket_budget)
+    edge_of_node = np.cumsum(tree.is_edge) - 1
+    edges = [edge_of_node[path[s.supervision > 0]] for path, s in zip(tree.paths, samples, strict=True)]
+    return batch_from_tree(tree, pad_to=pad_to), edges
+
+
+def softmax(log_likelihoods: FloatArray) -> FloatArray:
+    """Probabilities over a closed set of answers from their log-likelihoods."""
+    shifted = np.exp(log_likelihoods - log_likelihoods.max())
+    return np.asarray(shifted / shifted.sum())

@@ -1,0 +1,5 @@
+"""One operation per file, each beside its plain PyTorch twin.
+
+Enters and leaves: tensors. ``tree_attention`` sees a token's ancestors only; ``edge_loss`` sums cross-entropy over
+loss edges.
+"""

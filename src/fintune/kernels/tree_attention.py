@@ -1,0 +1,177 @@
+"""Attention in which a token sees itself and its ancestors, as a ``transformers`` attention function.
+
+Three backends share one definition, ``k <= q < subtree_end[k]``: FlexAttention (GPU), SDPA with a dense mask
+(anywhere), and ``eager``, the plain twin. Sliding windows are measured in depth, not in index. The model finds the
+tree in the keyword argument ``tree``; without it the call fails rather than attend to siblings.
+
+Shapes: T tokens, H query heads, G key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fintune.schema.errors import InternalError, ModelError
+
+ATTENTION_NAME = "fintune_tree"
+Backend = Literal["flex", "sdpa", "eager"]
+
+
+def ancestor_mask(subtree_end: Tensor, depth: Tensor, window: int | None = None) -> Tensor:
+    """The dense (T, T) mask: ``[q, k]`` is True where k is q or its ancestor, less than ``window`` levels up."""
+    position = torch.arange(len(subtree_end), device=subtree_end.device)
+    mask = (position[None, :] <= position[:, None]) & (position[:, None] < subtree_end[None, :])
+    if window is not None:
+        mask &= depth[:, None] - depth[None, :] < window
+    return mask
+
+
+@dataclass
+class TreeContext:
+    """What attention layers need to know of the batch; masks are built once per window and shared by all layers.
+
+    Attributes:
+        subtree_end: (T,) one past each token's last descendant.
+        depth: (T,) positions.
+        backend: flex, sdpa or eager.
+    """
+
+    subtree_end: Tensor
+    depth: Tensor
+    backend: Backend
+    _masks: dict[int | None, Any] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> Any:
+        """The (T, T) bool mask, or FlexAttention's ``BlockMask``, for a sliding window or none."""
+        if window not in self._masks:
+            build = self._block_mask if self.backend == "flex" else self._dense_mask
+            self._masks[window] = build(window)
+        return self._masks[window]
+
+    def _dense_mask(self, window: int | None) -> Tensor:
+        return ancestor_mask(self.subtree_end, self.depth, window)
+
+    def _block_mask(self, window: int | None) -> Any:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        subtree_end, depth, size = self.subtree_end, self.depth, len(self.subtree_end)
+
+        def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            seen = (k <= q) & (q < subtree_end[k])
+            return seen if window is None else seen & (depth[q] - depth[k] < window)
+
+        return create_block_mask(sees, None, None, size, size, device=str(subtree_end.device))
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    tree: TreeContext | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over the tree in ``tree``, in the calling convention of ``transformers`` attention functions.
+
+    Args:
+        module: the attention layer (unused beyond the convention).
+        query: (1, H, T, D).
+        key: (1, G, T, D).
+        value: (1, G, T, D).
+        attention_mask: ignored; the tree is the mask.
+        dropout: attention dropout; must be 0, as a mask shared between samples would tie their noise.
+        scaling: factor on the scores; 1/sqrt(D) when None.
+        sliding_window: levels of ancestors that are visible, the token itself included.
+        softcap: bound of the scores, ``softcap * tanh(scores / softcap)`` (Gemma 2).
+        tree: the batch's tree.
+        **kwargs: anything else the model passes; attention sinks are refused.
+
+    Returns:
+        (1, T, H, D) and None in place of attention weights.
+
+    Raises:
+        InternalError: when no tree was given; a missing mask must never be a silent fallback.
+        ModelError: for attention sinks or attention dropout.
+    """
+    if tree is None:
+        raise InternalError(
+            "Tree attention was called without a tree, so tokens would see other samples.",
+            "Call the model through fintune.inference.forward.",
+        )
+    if kwargs.get("s_aux") is not None:
+        raise ModelError("This model uses attention sinks, which tree attention lacks.", "Set training.packing=none.")
+    if dropout:
+        raise ModelError("Attention dropout is not supported over trees.", "Set attention_dropout to 0 in the config.")
+    if query.shape[0] != 1 or query.shape[2] != len(tree.subtree_end):
+        raise InternalError(f"Queries {tuple(query.shape)} do not match a tree of {len(tree.subtree_end)} tokens.")
+    mask = tree.mask(sliding_window)
+    if tree.backend == "flex":
+        out = _flex(query, key, value, mask, scaling, softcap)
+    elif tree.backend == "sdpa" and softcap is None:
+        out = _sdpa(query, key, value, mask, scaling)
+    else:
+        out = _eager(query, key, value, mask, scaling, softcap)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _repeat_heads(states: Tensor, heads: int) -> Tensor:
+    return states if states.shape[1] == heads else states.repeat_interleave(heads // states.shape[1], dim=1)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    key, value = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])
+    return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+
+
+def _eager(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, softcap: float | None
+) -> Tensor:
+    key, value = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.float().masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1).to(query.dtype) @ value
+
+
+_compiled_flex: Any = None
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> Tensor:
+    global _compiled_flex
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if _compiled_flex is None:
+        _compiled_flex = torch.compile(flex_attention)
+    score_mod = None
+    if softcap is not None:
+
+        def score_mod(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return softcap * torch.tanh(score / softcap)
+
+    out: Tensor = _compiled_flex(
+        query,
+        key,
+        value,
+        score_mod=score_mod,
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out
+
+
+def register() -> None:
+    """Makes ``attn_implementation="fintune_tree"`` known to ``transformers``."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, tree_attention)

@@ -1,0 +1,233 @@
+"""Adapters on disk: PEFT's own files plus the tokenizer and a note saying which base they belong to.
+
+::
+
+    adapter/
+      adapter_config.json  adapter_model.safetensors   PEFT's format, readable without fintune
+      tokenizer files, chat template                   so that serving formats prompts as training did
+      fintune_base.json                                base model, revision and SHA-256 of its weights
+
+With ``adapter.kind: none`` the folder holds the whole model instead, in Hugging Face layout, with the same note.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from fintune.models.adapters import peft_quiet, seeded
+from fintune.models.files import BaseModelFiles, content_hash, read_json, weight_files, written_aside
+from fintune.models.load import LoadedBase
+from fintune.models.quiet import no_progress_bars
+from fintune.schema.errors import AdapterError, ModelError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NOTE = "fintune_base.json"
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What a saved adapter says about itself.
+
+    Attributes:
+        path: its folder.
+        kind: ``lora``, or ``full`` for a whole trained model.
+        base: the base model as the recipe named it.
+        base_revision: commit or file hash of the base, when known.
+        base_content_hash: SHA-256 of the base's weights; None for adapters made by other tools.
+        content_hash: SHA-256 of the adapter's own weights.
+    """
+
+    path: Path
+    kind: Literal["lora", "full"]
+    base: str
+    base_revision: str | None
+    base_content_hash: str | None
+    content_hash: str
+
+
+def save_adapter(
+    model: PeftModel | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str | Path,
+    base_files: BaseModelFiles,
+) -> Path:
+    """Saves the trained weights, tokenizer and chat template together, replacing ``path`` in one step.
+
+    Raises:
+        AdapterError: ``path`` holds something that is not an adapter, which would be lost.
+    """
+    from peft import PeftModel
+
+    target = Path(path)
+    if target.exists() and not _replaceable(target):
+        raise AdapterError(f"{target} exists and is not an adapter folder.", "Choose another folder.")
+    is_peft = isinstance(model, PeftModel)
+    note = {
+        "kind": "lora" if is_peft else "full",
+        "base": base_files.source,
+        "revision": base_files.revision,
+        "content_hash": base_files.content_hash,
+        "licence": base_files.licence,
+    }
+    with no_progress_bars(), written_aside(target) as aside:
+        if is_peft:
+            # "auto" would ask the hub whether the vocabulary has grown; it never does here.
+            model.save_pretrained(str(aside), save_embedding_layers=False)
+            (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the report writes a real one
+        else:
+            model.save_pretrained(str(aside))
+        tokenizer.save_pretrained(str(aside))
+        (aside / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    return target
+
+
+def _replaceable(target: Path) -> bool:
+    if not target.is_dir():
+        return False
+    return (target / NOTE).is_file() or (target / _CONFIG).is_file() or not any(target.iterdir())
+
+
+def read_adapter_info(path: str | Path) -> AdapterInfo:
+    """Reads what an adapter folder says about itself, without loading weights or a model."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise AdapterError(f"The adapter folder {folder} does not exist.", "Check the path.")
+    try:
+        note = read_json(folder / NOTE) if (folder / NOTE).is_file() else {}
+        if note.get("kind") == "full":
+            return _info(folder, "full", str(note.get("base", "")), note, content_hash(folder))
+        config = _lora_config(folder)
+        base = str(note.get("base") or config.get("base_model_name_or_path") or "")
+        return _info(folder, "lora", base, note, content_hash(folder))
+    except ModelError as exc:
+        raise AdapterError(exc.message, exc.remedy) from exc
+
+
+def _info(folder: Path, kind: Literal["lora", "full"], base: str, note: dict[str, Any], digest: str) -> AdapterInfo:
+    return AdapterInfo(folder, kind, base, note.get("revision"), note.get("content_hash"), digest)
+
+
+def _lora_config(folder: Path) -> dict[str, Any]:
+    if not (folder / _CONFIG).is_file():
+        raise AdapterError(f"{folder} has no {_CONFIG}, so it is not an adapter folder.", "Check the path.")
+    if not (folder / _WEIGHTS).is_file():
+        if (folder / "adapter_model.bin").is_file():
+            raise AdapterError(
+                f"{folder} holds its adapter only in pickled form (adapter_model.bin), which can run code when opened.",
+                "Load it with PEFT where you trust it and save it again with safe_serialization=True.",
+            )
+        raise AdapterError(f"{folder} lacks {_WEIGHTS}.", "The adapter is incomplete; copy or train it again.")
+    config = read_json(folder / _CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(
+            f"{folder} is a {config.get('peft_type')} adapter, but fintune reads LoRA adapters.",
+            "Load it with PEFT directly, or train a LoRA adapter.",
+        )
+    return config
+
+
+def load_adapter(
+    base: LoadedBase, path: str | Path, *, trainable: bool = False, allow_other_base: bool = False
+) -> PeftModel | PreTrainedModel:
+    """Puts a saved adapter (or wholly trained weights) on a freshly loaded base.
+
+    Args:
+        base: the base model it was trained on; changed in place.
+        path: folder written by ``save_adapter``, or any PEFT LoRA folder in safetensors form.
+        trainable: continue training it instead of only using it.
+        allow_other_base: accept an adapter made for different weights of the same shape.
+
+    Raises:
+        AdapterError: it is damaged, pickled, or was made for another base.
+    """
+    info = read_adapter_info(path)
+    if not allow_other_base:
+        _require_same_base(base, info)
+    if info.kind == "full":
+        return _load_full(base, info, trainable)
+    from peft import PeftModel
+
+    try:
+        with seeded(0, base.model.device), peft_quiet():  # PEFT draws random weights before it reads the stored ones
+            model = PeftModel.from_pretrained(base.model, str(info.path), is_trainable=trainable)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as exc:  # shape, configuration and safetensors errors of PEFT and below
+        raise _does_not_fit(base, info, exc) from exc
+    _require_complete(model, info)
+    return model
+
+
+def _require_same_base(base: LoadedBase, info: AdapterInfo) -> None:
+    if info.base_content_hash == base.files.content_hash:
+        return
+    if info.base_content_hash is not None:
+        raise AdapterError(
+            f"The adapter {info.path} was trained on {info.base or 'another base'} with weights "
+            f"{info.base_content_hash[:12]}…, but {base.files.source} has {base.files.content_hash[:12]}….",
+            f"Load the base it was trained on ({info.base}, revision {info.base_revision or 'unknown'}).",
+        )
+    if info.base and Path(info.base).name.lower() != Path(base.files.source).name.lower():
+        raise AdapterError(
+            f"The adapter {info.path} says it was trained on {info.base}, not on {base.files.source}.",
+            f"Set model.base={info.base}, or load it with allow_other_base=True.",
+        )
+
+
+def _does_not_fit(base: LoadedBase, info: AdapterInfo, exc: Exception) -> AdapterError:
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    reason = next((line for line in lines if "mismatch" in line and "torch.Size" in line), lines[0] if lines else "")
+    return AdapterError(
+        f"The adapter {info.path} does not fit {base.files.source} ({type(exc).__name__}: {reason[:240]}).",
+        f"Load it on the base it was trained on ({info.base or 'unknown'}), or copy it again if it is damaged.",
+    )
+
+
+def _require_complete(model: PeftModel, info: AdapterInfo) -> None:
+    """PEFT only warns when stored and expected tensors differ; one with holes must not pass for a trained adapter."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(info.path / _WEIGHTS, framework="pt") as stored_file:
+        stored = set(stored_file.keys())
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if odd := sorted(expected ^ stored):
+        raise AdapterError(
+            f"The adapter {info.path} and the model differ in {len(odd)} tensors, first {odd[0]}.",
+            f"Load it on the base it was trained on ({info.base or 'unknown'}).",
+        )
+
+
+def _load_full(base: LoadedBase, info: AdapterInfo, trainable: bool) -> PreTrainedModel:
+    from safetensors.torch import load_file
+
+    if base.quantization != "none":
+        raise AdapterError(
+            f"{info.path} holds a wholly trained model, which cannot replace {base.quantization} weights.",
+            f"Set model.quantization=none, or set model.base={info.path}.",
+        )
+    model: Any = base.model.float() if trainable else base.model  # type: ignore[no-untyped-call]
+    expected = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    seen: set[str] = set()
+    try:
+        for shard in weight_files(info.path):
+            weights = load_file(shard)
+            seen |= set(weights)
+            model.load_state_dict(weights, strict=False)
+    except Exception as exc:
+        raise _does_not_fit(base, info, exc) from exc
+    wanted = expected & set(model.state_dict())
+    if lacking := sorted(wanted - seen):
+        raise AdapterError(f"{info.path} lacks {lacking[0]}, which {base.files.source} has.", "Copy or train it again.")
+    model.requires_grad_(trainable)
+    return base.model

@@ -1,0 +1,186 @@
+"""Loads a base model for training or inference: weights, precision, quantisation, tokenizer, chat template.
+
+Enters: ``ModelSection`` and a device. Leaves: ``LoadedBase`` with every weight frozen; ``attach_adapter`` decides what
+is trained. Nothing is fetched but the model itself, and no code of the checkpoint runs unless the recipe asks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fintune.models.files import BaseModelFiles, read_json
+from fintune.models.locate import locate_base
+from fintune.models.quantize import QuantizationPlan, bitsandbytes_config, plan_quantization, settle_quantized_layers
+from fintune.models.quiet import fetched_kernels_allowed, forbid_fetched_kernels, no_progress_bars
+from fintune.models.templates import apply_chat_template_override
+from fintune.schema.errors import ModelError
+from fintune.schema.recipe import ModelSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadFacts:
+    """What was decided while loading, for the resolved recipe and the report.
+
+    Attributes:
+        needs_loss_scaling: computing in fp16, whose small gradients vanish unless the loss is scaled up.
+        prequantized: the checkpoint carried its own quantisation.
+        double_quant: the NF4 scales are quantised too.
+        chat_template: ``own``, ``plain``, ``chatml`` or ``jinja``.
+        attention: attention implementation the model was built with.
+        weight_bytes: memory of all parameters and buffers as loaded.
+        parameters: number of weights, four-bit ones counted singly.
+    """
+
+    needs_loss_scaling: bool
+    prequantized: bool
+    double_quant: bool
+    chat_template: str
+    attention: str
+    weight_bytes: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base model in memory, all weights frozen, with where it came from and how it is held."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    files: BaseModelFiles
+    dtype: torch.dtype
+    quantization: str
+    facts: LoadFacts
+
+
+def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
+    """The compute type: as requested, or by ``auto`` bf16 on Ampere and newer, fp16 on older GPUs, fp32 elsewhere."""
+    if requested != "auto":
+        return DTYPES[requested]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def load_base(
+    section: ModelSection, *, device: torch.device, for_training: bool, attn_implementation: str = "sdpa"
+) -> LoadedBase:
+    """Loads the base model of a recipe with its tokenizer.
+
+    Args:
+        section: the recipe's model section.
+        device: where the model goes.
+        for_training: switches the key-value cache off; the model is returned in evaluation mode either way.
+        attn_implementation: any name registered with transformers' ``AttentionInterface``.
+
+    Raises:
+        ModelError: the model cannot be found, read, or held as asked.
+    """
+    forbid_fetched_kernels()
+    _refuse_fetched_attention(attn_implementation)
+    files = locate_base(section)
+    plan = plan_quantization(section, read_json(files.path / "config.json"))
+    dtype = pick_dtype(section.dtype, device)
+    tokenizer = load_tokenizer(files, section)
+    template = apply_chat_template_override(tokenizer, section.chat_template, section.base)
+    model = _load_model(files, section, plan, dtype, device, attn_implementation)
+    settle_quantized_layers(model, plan, dtype, device)
+    model.requires_grad_(False)
+    model.eval()  # type: ignore[no-untyped-call]
+    if for_training:
+        model.config.use_cache = False
+    facts = LoadFacts(
+        needs_loss_scaling=dtype == torch.float16,
+        prequantized=plan.prequantized,
+        double_quant=plan.double_quant,
+        chat_template=template,
+        attention=attn_implementation,
+        weight_bytes=int(model.get_memory_footprint()),  # type: ignore[no-untyped-call]
+        parameters=int(model.num_parameters()),
+    )
+    return LoadedBase(model, tokenizer, files, dtype, plan.kind, facts)
+
+
+def load_tokenizer(files: BaseModelFiles, section: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model, as its publisher made it: no added tokens, pad token untouched."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            files.path, trust_remote_code=section.trust_remote_code
+        )
+    except Exception as exc:  # tokenizer libraries raise what they like on a missing or damaged file
+        raise _unreadable(files.path, "tokenizer", exc) from exc
+    return tokenizer
+
+
+def _load_model(
+    files: BaseModelFiles,
+    section: ModelSection,
+    plan: QuantizationPlan,
+    dtype: torch.dtype,
+    device: torch.device,
+    attn_implementation: str,
+) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {}
+    if (config := bitsandbytes_config(plan, dtype)) is not None:
+        options["quantization_config"] = config
+    if plan.kind != "none" or device.type == "cuda":
+        options["device_map"] = {"": device}  # straight to the device, tensor by tensor, quantised on the way
+    try:
+        with no_progress_bars():
+            loader: Any = AutoModelForCausalLM
+            model, report = loader.from_pretrained(
+                files.path,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                trust_remote_code=section.trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as exc:  # safetensors, JSON, configuration and shape errors of several libraries
+        raise _unreadable(files.path, "model", exc) from exc
+    # transformers fills what a checkpoint lacks with random numbers and only logs it.
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{section.base} lacks {len(missing)} of the weights its config.json promises, first {missing[0]}.",
+            "Download the model again, or use the causal language model rather than a part of it.",
+        )
+    loaded: PreTrainedModel = model if "device_map" in options else model.to(device)
+    return loaded
+
+
+def _unreadable(path: Path, what: str, exc: Exception) -> ModelError:
+    reason = (str(exc).strip().splitlines() or [""])[0][:240]
+    remedy = "Download it again; the files may be incomplete."
+    if "trust_remote_code" in str(exc):
+        reason = "it needs Python code that ships with the checkpoint"
+        remedy = "Read that code, and set model.trust_remote_code=true if you trust it."
+    return ModelError(f"The {what} in {path} cannot be loaded ({type(exc).__name__}: {reason}).", remedy)
+
+
+def _refuse_fetched_attention(name: str) -> None:
+    """Refuses attention implementations that transformers would silently download as compiled code."""
+    if fetched_kernels_allowed():
+        return
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    missing_package = name == "flash_attention_2" and not is_flash_attn_2_available()
+    if "/" in name or missing_package or name in {"flash_attention_3", "flash_attention_4"}:
+        raise ModelError(
+            f"The attention implementation {name} would download a compiled kernel from the hub.",
+            "Use model.attention: auto, install flash-attn, or allow it by setting USE_HUB_KERNELS=1.",
+        )

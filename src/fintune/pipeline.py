@@ -1,0 +1,361 @@
+"""A recipe carried out: data, base model, training, evaluation, report, in one run directory.
+
+Every stage writes its result before the next begins, and a stage whose result is already there is not repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fintune.environment import describe_environment
+from fintune.evaluation.scoring import Scorer
+from fintune.evaluation.suite import RunData, baseline_records, load_run_data, score_systems
+from fintune.inference.forward import EdgeModel, choose_backend, supported_packing
+from fintune.inference.progress import tracking
+from fintune.models.adapter_files import load_adapter, save_adapter
+from fintune.models.adapters import attach_adapter, count_parameters, trainable_parameters_line
+from fintune.models.load import LoadedBase, load_base
+from fintune.schema.errors import DataError, RunError
+from fintune.schema.loading import load_recipe, save_recipe
+from fintune.schema.outcomes import TrainingOutcome
+from fintune.schema.recipe import Packing, Recipe
+from fintune.schema.results import DocumentRecord, EvaluationResults
+from fintune.schema.run_directory import RunDirectory, read_jsonl, write_json, write_records, write_text_atomically
+from fintune.trees.chat import ChatFormat, EncodedSet, encode_all
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Session:
+    """A base model in memory, with all that depends on it and on the recipe."""
+
+    recipe: Recipe
+    data: RunData
+    base: LoadedBase
+    progress: bool
+
+    @classmethod
+    def open(cls, recipe: Recipe, *, progress: bool) -> Session:
+        """Loads the rows first, then the model: mistakes in the data show before anything slow happens."""
+        data = load_run_data(recipe)
+        base = load_base(data.recipe.model, device=default_device(), for_training=True)
+        pinned = data.recipe.model.model_copy(
+            update={"revision": base.files.revision, "content_hash": base.files.content_hash}
+        )
+        return cls(data.recipe.model_copy(update={"model": pinned}), data, base, progress)
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """Template and length limit."""
+        return ChatFormat(self.base.tokenizer, self.recipe.training.max_length)
+
+    @cached_property
+    def packing(self) -> Packing:
+        """The recipe's packing, or what the architecture supports."""
+        packing, reason = supported_packing(self.base.model.config, self.recipe.training.packing)
+        if reason:
+            log.warning("%s.", reason)
+        return packing
+
+    def edge_model(self, model: Any) -> EdgeModel:
+        """The model with tree attention and the precision it computes in."""
+        backend = choose_backend(self.recipe.model.attention, self.base.model.device)
+        return EdgeModel(model, backend, compute_dtype=self.base.dtype)
+
+    def scorer(self, model: EdgeModel) -> Scorer:
+        """Scores documents with ``model`` under this recipe."""
+        return Scorer(model, self.chat, self.recipe.evaluation.tokens_per_batch, self.packing)
+
+    def score(self, model: EdgeModel, system: str) -> list[DocumentRecord]:
+        """Records of one system on all evaluated documents."""
+        scorer = self.scorer(model)
+        total = sum(len(example.choices) for _, documents in self.data.tested for example in documents)
+        with tracking(f"scoring {system}", total, shown=self.progress) as tracker:
+            return [
+                record
+                for _, documents in self.data.tested
+                for record in scorer.records(documents, system, tracker.advance)
+            ]
+
+    def results(
+        self, records: Sequence[DocumentRecord], adapter: str | None, counts: dict[str, Any], elapsed_s: float
+    ) -> EvaluationResults:
+        """Aggregates of all systems, with the classical baselines' records already among ``records``."""
+        results, comparisons = [], []
+        for task, _ in self.data.tested:
+            rows = [record for record in records if record.task == task.task.name]
+            scored, compared = score_systems(task, rows, self.recipe.evaluation, self.recipe.seed)
+            results += scored
+            comparisons += compared
+        return EvaluationResults(
+            model=self.recipe.model.base,
+            adapter=adapter,
+            results=tuple(results),
+            comparisons=tuple(comparisons),
+            overlap=self.data.overlap,
+            data=tuple(task.licence for task, _ in self.data.tested),
+            counts=counts,
+            elapsed_s=elapsed_s,
+        )
+
+
+def default_device() -> torch.device:
+    """The first GPU of this process, or the CPU."""
+    import os
+
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> TrainingOutcome:
+    """Trains, evaluates and reports into ``run``, going on from whatever is already there.
+
+    Raises:
+        RunError: the directory holds a run of another recipe, data set or base.
+    """
+    from fintune.training.run import TrainedRun, train_model
+
+    started = time.perf_counter()
+    session = Session.open(recipe, progress=progress)
+    _require_same_recipe(run, session.recipe)
+    run.path.mkdir(parents=True, exist_ok=True)
+    save_recipe(session.recipe, run.recipe)
+    write_json(run.environment, describe_environment())
+
+    train_set = _encoded_training_set(session)
+    is_trained = run.adapter.is_dir()
+    facts = _known_facts(run) if is_trained else {}
+    base_records = _base_records(session, run, is_trained)
+    if is_trained:
+        log.warning("%s is trained already; its adapter is evaluated.", run.path)
+        model = session.edge_model(load_adapter(session.base, run.adapter))
+    else:
+        model = session.edge_model(attach_adapter(session.base, session.recipe.adapter, seed=session.recipe.seed))
+        facts = _model_facts(session, model, train_set)
+        scorer = session.scorer(model)
+        validation = session.data.validation
+        trained: TrainedRun = train_model(
+            session.recipe,
+            session.base,
+            model,
+            [e.training_sample(i) for i, e in enumerate(train_set.encoded)],
+            _group_numbers(session, train_set),
+            run,
+            packing=session.packing,
+            validate=(lambda: scorer.validation_metrics(validation)) if _validates(session) else None,
+            fingerprint=_fingerprint(session, train_set),
+            progress=progress,
+        )
+        facts |= _training_facts(trained)
+        write_json(run.facts, facts)
+        save_adapter(model.model, session.base.tokenizer, run.adapter, session.base.files)
+    results = _evaluate_run(session, model, base_records, run, train_set, started)
+    report = write_run_report(run, session.recipe) if session.recipe.report.enabled else None
+    return TrainingOutcome(run.path, run.adapter, results, report, facts)
+
+
+def evaluate_recipe(
+    recipe: Recipe, adapter: Path | None, run: RunDirectory | None, *, progress: bool
+) -> EvaluationResults:
+    """Scores the base, and an adapter beside it, on the recipe's tasks."""
+    started = time.perf_counter()
+    session = Session.open(recipe, progress=progress)
+    base_model = session.edge_model(session.base.model)
+    records = session.score(base_model, "base") if recipe.evaluation.base or adapter is None else []
+    if adapter is not None:
+        records += session.score(session.edge_model(load_adapter(session.base, adapter)), "tuned")
+    records += _classical_records(session)
+    results = session.results(
+        records, str(adapter) if adapter else None, dict(session.data.counts), time.perf_counter() - started
+    )
+    if run is not None:
+        save_recipe(session.recipe, run.recipe)
+        write_json(run.environment, describe_environment())
+        write_json(run.facts, {"base_model": recipe.model.base, "base_licence": session.base.files.licence})
+        write_records(run.predictions, records)
+        write_text_atomically(run.results, results.model_dump_json(indent=2))
+        if recipe.report.enabled:
+            write_run_report(run, session.recipe)
+    return results
+
+
+def write_run_report(run: RunDirectory, recipe: Recipe) -> Path:
+    """Writes report and model card from what the run directory holds."""
+    from fintune.reporting.card import write_model_card
+    from fintune.reporting.report import write_report
+
+    results, facts = run.read_results(), _known_facts(run)
+    page = write_report(
+        run.path,
+        recipe=recipe,
+        results=results,
+        records=run.read_records(),
+        history=run.read_history(),
+        model_facts=facts,
+    )
+    if run.adapter.is_dir():
+        write_model_card(run.adapter / "README.md", recipe=recipe, results=results, model_facts=facts)
+    return page
+
+
+def _evaluate_run(
+    session: Session,
+    model: EdgeModel,
+    base_records: list[DocumentRecord],
+    run: RunDirectory,
+    train_set: EncodedSet,
+    started: float,
+) -> EvaluationResults:
+    records = [*base_records, *session.score(model, "tuned"), *_classical_records(session)]
+    counts: dict[str, Any] = {
+        **session.data.counts,
+        "truncated_training_samples": train_set.truncated,
+        "dropped_training_samples": train_set.dropped,
+    }
+    results = session.results(records, str(run.adapter), counts, time.perf_counter() - started)
+    write_records(run.predictions, records)
+    write_text_atomically(run.results, results.model_dump_json(indent=2))
+    return results
+
+
+def _base_records(session: Session, run: RunDirectory, is_trained: bool) -> list[DocumentRecord]:
+    """The untuned base on all documents: kept from an earlier start of this run, or scored now."""
+    if not session.recipe.evaluation.base:
+        return []
+    wanted = {(e.task, e.example_id) for _, documents in session.data.tested for e in documents}
+    kept = [DocumentRecord.model_validate(row) for row in read_jsonl(run.base_predictions)]
+    if {(record.task, record.example_id) for record in kept} == wanted:
+        return kept
+    records = session.score(session.edge_model(session.base.model), "base")
+    write_records(run.base_predictions, records)
+    return records
+
+
+def _classical_records(session: Session) -> list[DocumentRecord]:
+    return [
+        record
+        for task, documents in session.data.tested
+        for record in baseline_records(task, session.data.train, documents, session.recipe)
+    ]
+
+
+def _encoded_training_set(session: Session) -> EncodedSet:
+    encoded = encode_all(session.chat, session.data.train)
+    if not encoded.encoded:
+        raise DataError(
+            f"None of the {len(session.data.train)} training samples fits {session.recipe.training.max_length} tokens.",
+            "Raise training.max_length.",
+        )
+    if encoded.dropped:
+        log.warning("%d training samples are longer than max_length without their text: dropped.", encoded.dropped)
+    return encoded
+
+
+def _validates(session: Session) -> bool:
+    return session.recipe.training.eval_steps is not None and bool(session.data.validation)
+
+
+def _group_numbers(session: Session, train_set: EncodedSet) -> list[int]:
+    names = [f"{(e := session.data.train[i]).task}/{e.group or e.example_id}" for i in train_set.kept]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return [numbers[name] for name in names]
+
+
+def _fingerprint(session: Session, train_set: EncodedSet) -> dict[str, Any]:
+    """What must be unchanged for a checkpoint to be continued."""
+    tokens = hashlib.sha256()
+    for encoded in train_set.encoded:
+        for part in (encoded.prompt, encoded.completion):
+            tokens.update(len(part).to_bytes(8, "big"))
+            tokens.update(part.tobytes())
+    return {
+        "recipe": _hash(_training_identity(session.recipe)),
+        "data": tokens.hexdigest(),
+        "base": session.base.files.content_hash,
+    }
+
+
+def _training_identity(recipe: Recipe) -> dict[str, Any]:
+    """The parts of a recipe that steer training; what is logged, kept or evaluated may change on resume."""
+    whole = recipe.model_dump(mode="json", include={"seed", "model", "adapter", "data", "training"})
+    for key in ("log_steps", "keep_checkpoints", "save_steps", "tracking"):
+        del whole["training"][key]
+    return whole
+
+
+def _require_same_recipe(run: RunDirectory, recipe: Recipe) -> None:
+    if not run.recipe.is_file():
+        return
+    before, now = _training_identity(load_recipe(run.recipe)), _training_identity(recipe)
+    changed = [
+        f"{section}.{key}" if isinstance(now[section], dict) else section
+        for section in now
+        for key in (now[section] if isinstance(now[section], dict) else [""])
+        if (before[section][key] != now[section][key] if key else before[section] != now[section])
+    ]
+    if changed:
+        raise RunError(
+            f"{run.path} holds a run with another {', '.join(changed)}.",
+            "Choose another --output-dir, or --no-resume to start beside it.",
+        )
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _known_facts(run: RunDirectory) -> dict[str, Any]:
+    if not run.facts.is_file():
+        return {}
+    facts: dict[str, Any] = json.loads(run.facts.read_text(encoding="utf-8"))
+    return facts
+
+
+def _model_facts(session: Session, model: EdgeModel, train_set: EncodedSet) -> dict[str, Any]:
+    trainable, total = count_parameters(model.model)
+    return {
+        "base_model": session.recipe.model.base,
+        "base_licence": session.base.files.licence,
+        "base_sha256": session.base.files.content_hash,
+        "quantization": session.base.quantization,
+        "dtype": str(session.base.dtype).removeprefix("torch."),
+        "weight_bytes": session.base.facts.weight_bytes,
+        "device": str(session.base.model.device),
+        "attention": model.backend,
+        "packing": session.packing,
+        "trainable_parameters": trainable,
+        "all_parameters": total,
+        "trainable_line": trainable_parameters_line(model.model),
+        "training_samples": len(train_set.encoded),
+        "truncated_samples": train_set.truncated,
+        "dropped_samples": train_set.dropped,
+    }
+
+
+def _training_facts(trained: Any) -> dict[str, Any]:
+    return {
+        "steps": trained.steps,
+        "resumed_from_step": trained.resumed_from,
+        "best_step": trained.best_step,
+        "final_loss": trained.final_loss,
+        "training_seconds": round(trained.seconds, 2),
+        "sample_tokens": trained.sample_tokens,
+        "distinct_tokens": trained.distinct_tokens,
+        "sharing_ratio": round(trained.sample_tokens / max(trained.distinct_tokens, 1), 3),
+        "peak_bytes": trained.peak_bytes,
+    }

@@ -1,0 +1,252 @@
+"""The model card: a README in Hugging Face's form, with results, data licences, overlap and limits.
+
+Enters: ``Recipe``, ``EvaluationResults``, facts about the model. Leaves: ``README.md`` beside the adapter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fintune.reporting.markup import markdown_table, markdown_text
+from fintune.reporting.tables import Table, facts_table, licence_table, overlap_table, score_tables
+from fintune.reporting.verdict import verdict
+from fintune.reporting.wording import DISCLAIMER, tasks_of
+from fintune.schema.recipe import Recipe
+from fintune.schema.results import DataLicence, EvaluationResults
+
+UNKNOWN = "unknown"
+# Strictest first: non-commercial, then share-alike and model licences with conditions, then attribution, then waivers.
+LICENCES = (
+    "cc-by-nc-nd-4.0",
+    "cc-by-nc-nd-3.0",
+    "cc-by-nc-sa-4.0",
+    "cc-by-nc-sa-3.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-3.0",
+    "llama2",
+    "llama3",
+    "llama3.1",
+    "llama3.2",
+    "llama3.3",
+    "gemma",
+    "cc-by-nd-4.0",
+    "gpl-3.0",
+    "cc-by-sa-4.0",
+    "cc-by-sa-3.0",
+    "odbl",
+    "cc-by-4.0",
+    "cc-by-3.0",
+    "odc-by",
+    "apache-2.0",
+    "bsd-3-clause",
+    "bsd-2-clause",
+    "mit",
+    "cc0-1.0",
+    "unlicense",
+    "pddl",
+)
+_HUB_ID = re.compile(r"^(?:hf://|https://huggingface\.co/(?:datasets/)?)?([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:@\w+)?$")
+
+
+def write_model_card(
+    path: Path,
+    *,
+    recipe: Recipe,
+    results: EvaluationResults,
+    model_facts: Mapping[str, Any],
+    title: str | None = None,
+) -> Path:
+    """Writes the model card and returns its path.
+
+    Args:
+        path: the file, or the folder that gets a ``README.md``.
+        recipe: the resolved recipe.
+        results: aggregates, licences and overlap; may hold no results.
+        model_facts: ``base_model`` (hub id) and ``base_licence`` enter the front matter; the rest is listed.
+        title: heading of the card; the recipe's name when left out.
+    """
+    target = path if path.suffix == ".md" else path / "README.md"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(model_card(recipe, results, model_facts, title), encoding="utf-8")
+    return target
+
+
+def model_card(
+    recipe: Recipe, results: EvaluationResults, model_facts: Mapping[str, Any], title: str | None = None
+) -> str:
+    """The card as text."""
+    front = yaml.safe_dump(_front_matter(recipe, results, model_facts), sort_keys=False, allow_unicode=True)
+    parts = [
+        f"---\n{front}---",
+        f"# {markdown_text(title or recipe.name)}",
+        markdown_text(recipe.description) or f"{_kind(recipe)} for finance, made with fintune.",
+        "## Results",
+        *(markdown_text(sentence) for sentence in verdict(results)),
+        *_tables(score_tables(results) if results.results else []),
+        "## Use",
+        _usage(recipe),
+        "## Training",
+        _training_words(recipe),
+        *_tables([facts_table(model_facts)]),
+        "## Data and licences",
+        _licence_words(results, model_facts),
+        *_tables([licence_table(results)]),
+        "## Overlap between training and test",
+        *(_tables([overlap_table(results)]) or ["Not measured."]),
+        "## Limits",
+        _limits(results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def strictest_licence(licences: Iterable[str]) -> str:
+    """The strictest of several licences in Hugging Face's spelling; ``unknown`` as soon as one is not recognised."""
+    ids = [licence_id(licence) for licence in licences]
+    if not ids or UNKNOWN in ids:
+        return UNKNOWN
+    return min(ids, key=LICENCES.index)
+
+
+def licence_id(licence: str) -> str:
+    """Hugging Face's identifier of a licence however it is written; ``unknown`` when it is not recognised.
+
+    ``CC BY-NC-SA 3.0``, ``cc-by-nc-sa-3.0`` and ``Apache License 2.0`` are all read.
+    """
+    text = re.sub(r"[\s_/-]+", "-", licence.strip().lower())
+    text = re.sub(r"-?\b(licen[cs]e|version|deed|international|unported|community)\b-?", "-", text).strip("-. ")
+    text = re.sub(r"-+", "-", text).replace("creative-commons", "cc").replace("-v", "-").replace("llama-", "llama")
+    text = {"apache2": "apache-2.0", "apache": "apache-2.0", "apache-2": "apache-2.0", "cc0": "cc0-1.0"}.get(text, text)
+    return text if text in LICENCES else UNKNOWN
+
+
+def _front_matter(recipe: Recipe, results: EvaluationResults, facts: Mapping[str, Any]) -> dict[str, Any]:
+    base = _hub_id(str(facts.get("base_model") or recipe.model.base))
+    lora = recipe.adapter.kind == "lora"
+    quantised = recipe.model.quantization != "none"
+    datasets = [found for d in results.data if (found := _hub_id(d.source))]
+    front: dict[str, Any] = {
+        "base_model": base,
+        "library_name": "peft" if lora else "transformers",
+        "pipeline_tag": "text-generation",
+        "license": strictest_licence(_all_licences(results, facts)),
+        "tags": ["finance", "fintune", *(["lora"] if lora else []), *(["qlora"] if lora and quantised else [])],
+        "datasets": list(dict.fromkeys(datasets)) or None,
+        "metrics": ["accuracy", "f1", "matthews_correlation"] if results.results else None,
+        "model-index": _model_index(recipe, results) or None,
+    }
+    return {key: value for key, value in front.items() if value is not None}
+
+
+def _model_index(recipe: Recipe, results: EvaluationResults) -> list[dict[str, Any]]:
+    names = {
+        "accuracy": ("accuracy", "Accuracy"),
+        "macro_f1": ("f1", "Macro F1"),
+        "mcc": ("matthews_correlation", "MCC"),
+    }
+    sources = {d.task: _hub_id(d.source) or d.task for d in results.data}
+    entries = [
+        {
+            "task": {"type": "text-classification"},
+            "dataset": {"name": r.task, "type": sources.get(r.task, r.task), "split": r.split},
+            "metrics": [
+                {"type": kind, "name": name, "value": round(r.metrics[metric].value, 4)}
+                for metric, (kind, name) in names.items()
+                if metric in r.metrics
+            ],
+        }
+        for task in tasks_of(results)
+        if (r := results.find(task, "tuned")) is not None
+    ]
+    return [{"name": recipe.name, "results": entries}] if entries else []
+
+
+def _tables(tables: Iterable[Table | None]) -> list[str]:
+    lines = []
+    for table in tables:
+        if table is not None:
+            lines += [f"**{markdown_text(table.caption)}**", markdown_table(table)]
+            lines += [markdown_text(table.note)] if table.note else []
+    return lines
+
+
+def _usage(recipe: Recipe) -> str:
+    loader = "AutoPeftModelForCausalLM" if recipe.adapter.kind == "lora" else "AutoModelForCausalLM"
+    package = "peft" if recipe.adapter.kind == "lora" else "transformers"
+    return f"""With fintune, which scores each label as a whole:
+
+```python
+import fintune
+
+model = fintune.load("path/to/this/folder")
+model.predict(["Operating profit rose to EUR 13.1 mn from EUR 8.7 mn."])
+```
+
+With {package} alone:
+
+```python
+from {package} import {loader}
+from transformers import AutoTokenizer
+
+model = {loader}.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```"""
+
+
+def _training_words(recipe: Recipe) -> str:
+    tasks = ", ".join(task.name for task in recipe.data.tasks)
+    a, t = recipe.adapter, recipe.training
+    length = f"{t.max_steps} steps" if t.max_steps else f"{t.epochs:g} epoch{'s' if t.epochs != 1 else ''}"
+    adapter = f"rank {a.rank}, alpha {a.alpha:g}, dropout {a.dropout:g}, " if a.kind == "lora" else ""
+    held = "unquantised" if recipe.model.quantization == "none" else f"in {recipe.model.quantization}"
+    return markdown_text(
+        f"{_kind(recipe)} on {tasks}: {adapter}{length}, {t.samples_per_step} samples a step, peak learning rate "
+        f"{t.learning_rate:g} ({t.schedule}), seed {recipe.seed}; base weights {held}."
+    )
+
+
+def _kind(recipe: Recipe) -> str:
+    if recipe.adapter.kind == "none":
+        return "Full fine-tune"
+    return "QLoRA adapter" if recipe.model.quantization != "none" else "LoRA adapter"
+
+
+def _licence_words(results: EvaluationResults, facts: Mapping[str, Any]) -> str:
+    base = str(facts.get("base_licence") or "unknown")
+    strictest = strictest_licence(_all_licences(results, facts))
+    if strictest != UNKNOWN:
+        effect = f"The strictest of the licences of base and data is {strictest}, which the front matter states."
+    else:
+        effect = "At least one licence is unknown, so the front matter states unknown: check before any use."
+    return markdown_text(f"The base model's licence is {base}. {effect}")
+
+
+def _all_licences(results: EvaluationResults, facts: Mapping[str, Any]) -> list[str]:
+    return [str(facts.get("base_licence") or ""), *(d.licence for d in results.data)]
+
+
+def _limits(results: EvaluationResults) -> str:
+    items = [
+        DISCLAIMER + " Do not trade on its answers.",
+        "The scores hold for the documents measured; other sources, periods, languages and prompts will differ.",
+        "What the base model saw in its own pre-training is not known and may include test documents.",
+        "It answers with one of the task's labels even where none fits.",
+    ]
+    notes = [_note(d) for d in results.data if d.split_note]
+    return "\n".join(f"- {markdown_text(item)}" for item in [*items, *notes])
+
+
+def _note(licence: DataLicence) -> str:
+    return f"{licence.task}: {licence.split_note}"
+
+
+def _hub_id(name: str) -> str | None:
+    """The hub id in a source or base name; None for aliases and local paths, which mean nothing elsewhere."""
+    found = _HUB_ID.match(name.strip())
+    if found is None or found[1].endswith((".gguf", ".csv", ".json", ".jsonl", ".parquet", ".txt")):
+        return None
+    return found[1]

@@ -1,0 +1,184 @@
+"""Writes a finished run for people: ``report.html``, ``report.md``, ``tables.tex`` and ``figures/*.png``.
+
+Enters: what evaluation and training left. Leaves: files in the run directory, and the path of the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fintune.reporting.figures import write_figures
+from fintune.reporting.html import Picture, Section, render_html
+from fintune.reporting.markup import latex_table, markdown_table, markdown_text
+from fintune.reporting.tables import (
+    Table,
+    comparisons_table,
+    confusion_table,
+    counts_table,
+    errors_table,
+    facts_table,
+    licence_table,
+    overlap_table,
+    per_class_table,
+    score_tables,
+    systems_table,
+)
+from fintune.reporting.verdict import verdict
+from fintune.reporting.wording import DISCLAIMER, interval, systems_of, tasks_of
+from fintune.schema.recipe import Recipe, sanitize_name
+from fintune.schema.results import DocumentRecord, EvaluationResults
+
+
+def write_report(
+    run_path: Path,
+    *,
+    recipe: Recipe,
+    results: EvaluationResults,
+    records: Iterable[DocumentRecord],
+    history: Sequence[Mapping[str, Any]],
+    model_facts: Mapping[str, Any],
+    title: str | None = None,
+) -> Path:
+    """Writes the report into the run directory and returns the path of ``report.html``.
+
+    Args:
+        run_path: the run directory; made when it is missing.
+        recipe: the resolved recipe, printed whole.
+        results: aggregates, comparisons, licences and overlap.
+        records: one record for each document and system, for the worst errors and calibration.
+        history: lines of ``metrics.jsonl``; may be empty.
+        model_facts: anything worth stating about model, hardware and versions, in reading order.
+        title: title of the page; the recipe's own title or name when left out.
+    """
+    documents = list(records)
+    run_path.mkdir(parents=True, exist_ok=True)
+    figures = write_figures(run_path / "figures", results=results, records=documents, history=history)
+    heading = title or recipe.report.title or recipe.name
+    sentences = verdict(results)
+    sections = _sections(recipe, results, documents, figures, model_facts)
+    subtitle = " · ".join(part for part in (recipe.description, f"recipe {recipe.name}", results.model) if part)
+    (run_path / "tables.tex").write_text(_latex(results, heading), encoding="utf-8")
+    (run_path / "report.md").write_text(_markdown(run_path, heading, subtitle, sentences, sections), encoding="utf-8")
+    page = run_path / "report.html"
+    html = render_html(title=heading, subtitle=subtitle, verdict=sentences, sections=sections, footer=DISCLAIMER)
+    page.write_text(html, encoding="utf-8")
+    return page
+
+
+def _sections(
+    recipe: Recipe,
+    results: EvaluationResults,
+    records: Sequence[DocumentRecord],
+    figures: Mapping[str, Path],
+    model_facts: Mapping[str, Any],
+) -> list[Section]:
+    tasks = tasks_of(results)
+    worst = "tuned" if "tuned" in systems_of(results) else "base"
+    sections = [
+        Section(
+            "Systems",
+            "systems",
+            _pictures(figures, {"performance_comparison": "Accuracy and macro F1 of every system, with intervals."}),
+            [systems_table(results, task) for task in tasks],
+        ),
+        Section("Comparisons", "comparisons", tables=_present(comparisons_table(results.comparisons))),
+        Section("Classes", "classes", tables=_present(*(per_class_table(results, task) for task in tasks))),
+        Section(
+            "Confusion matrices",
+            "confusion",
+            _pictures(figures, {f"confusion_{sanitize_name(t)}": f"Targets by answers on {t}." for t in tasks}),
+            _present(*(confusion_table(result) for result in results.results)),
+        ),
+        Section(
+            "Training",
+            "training",
+            _pictures(figures, {"training_curves": "Loss, validation scores and learning rate by step."}),
+            paragraphs=() if "training_curves" in figures else ("No training history was recorded.",),
+        ),
+        Section(
+            "Calibration",
+            "calibration",
+            _pictures(
+                figures,
+                {f"calibration_{sanitize_name(t)}": f"Share right by probability of the answer, {t}." for t in tasks},
+            ),
+            paragraphs=_calibration_words(results),
+        ),
+        Section("Data and licences", "data", tables=_present(licence_table(results))),
+        Section(
+            "Overlap",
+            "overlap",
+            tables=_present(overlap_table(results)),
+            paragraphs=() if results.overlap else ("Overlap between training and test was not measured.",),
+        ),
+        Section("Worst errors", "errors", tables=_present(*(errors_table(records, task, worst) for task in tasks))),
+        Section(
+            "Run facts",
+            "facts",
+            tables=_present(facts_table(_facts(results, model_facts)), counts_table(results.counts)),
+        ),
+        Section("Recipe", "recipe", code=_yaml(recipe)),
+    ]
+    return [section for section in sections if not section.empty]
+
+
+def _present(*tables: Table | None) -> list[Table]:
+    return [table for table in tables if table is not None]
+
+
+def _pictures(figures: Mapping[str, Path], wanted: Mapping[str, str]) -> list[Picture]:
+    return [Picture(figures[stem], alt) for stem, alt in wanted.items() if stem in figures]
+
+
+def _calibration_words(results: EvaluationResults) -> list[str]:
+    return [
+        f"On {task}, the calibration error (15 bins, lower is better) is "
+        + " and ".join(f"{interval(r.metrics['ece'])} for the {r.system} model" for r in found)
+        + "."
+        for task in tasks_of(results)
+        if (found := [r for s in ("base", "tuned") if (r := results.find(task, s)) is not None and "ece" in r.metrics])
+    ]
+
+
+def _facts(results: EvaluationResults, model_facts: Mapping[str, Any]) -> dict[str, Any]:
+    evaluated = {"evaluation_elapsed_s": results.elapsed_s} if results.elapsed_s else {}
+    return {"model": results.model, "adapter": results.adapter or "none", **model_facts, **evaluated}
+
+
+def _yaml(recipe: Recipe) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def _markdown(
+    run_path: Path, heading: str, subtitle: str, sentences: Sequence[str], sections: Sequence[Section]
+) -> str:
+    parts = [f"# {markdown_text(heading)}", markdown_text(subtitle), *(f"> {markdown_text(s)}" for s in sentences)]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        parts += [f"![{markdown_text(p.alt)}]({p.path.relative_to(run_path).as_posix()})" for p in section.pictures]
+        for table in section.tables:
+            parts += [f"**{markdown_text(table.caption)}**", markdown_table(table)]
+            parts += [markdown_text(table.note)] if table.note else []
+        parts += [markdown_text(p) for p in section.paragraphs]
+        parts += [_fenced(section.code)] if section.code else []
+    return "\n\n".join([*parts, f"*{DISCLAIMER}*"]) + "\n"
+
+
+def _fenced(code: str) -> str:
+    fence = "```"
+    while fence in code:
+        fence += "`"
+    return f"{fence}yaml\n{code.rstrip()}\n{fence}"
+
+
+def _latex(results: EvaluationResults, heading: str) -> str:
+    tables = [
+        *score_tables(results),
+        *_present(*(per_class_table(results, task) for task in tasks_of(results)), overlap_table(results)),
+    ]
+    comment = " ".join(heading.split())
+    return "\n\n".join([f"% {comment}\n% Needs \\usepackage{{booktabs,graphicx}}.", *map(latex_table, tables)]) + "\n"

@@ -1,0 +1,221 @@
+"""Every table of the report, built once as text; ``markup`` renders it for Markdown and LaTeX, a template for HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fintune.reporting.wording import (
+    fact,
+    fact_name,
+    interval,
+    metric_name,
+    p_value,
+    percent,
+    shortened,
+    system_name,
+    systems_of,
+    tasks_of,
+)
+from fintune.schema.results import Comparison, DocumentRecord, EvaluationResults, TaskResult
+
+MAX_ERRORS = 25
+MISSING = "(missing)"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as plain, unescaped text.
+
+    Attributes:
+        name: short identifier, such as ``systems-fpb``.
+        caption: what the table shows.
+        columns: column heads.
+        rows: cells as text, one tuple a row.
+        text_columns: how many leading columns hold text; the others are numbers, set flush right.
+        note: one sentence below the table.
+        emphasised: rows set in bold.
+    """
+
+    name: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: int = 1
+    note: str = ""
+    emphasised: frozenset[int] = frozenset()
+
+
+def systems_table(results: EvaluationResults, task: str) -> Table:
+    """Every system's scores on one task, with intervals, documents, groups and missing rate."""
+    systems = systems_of(results, task)
+    found = [r for s in systems if (r := results.find(task, s)) is not None]
+    metrics = list(dict.fromkeys(name for r in found for name in r.metrics))
+    rows = tuple(
+        (
+            system_name(r.system),
+            *(interval(r.metrics[m]) if m in r.metrics else "–" for m in metrics),
+            f"{r.n:,}",
+            f"{r.n_groups:,}",
+            percent(r.missing_rate),
+        )
+        for r in found
+    )
+    confidence, few = found[0].confidence, any(r.n_groups < 30 for r in found)
+    method = "Student's t over groups (fewer than 30)" if few else "a bootstrap of whole groups"
+    return Table(
+        name=f"systems-{task}",
+        caption=f"{task}, {found[0].split} split: scores with {confidence:.0%} intervals",
+        columns=("System", *map(metric_name, metrics), "Documents", "Groups", "Missing"),
+        rows=rows,
+        note=f"Intervals come from {method}. A missing answer counts as wrong. Calibration error: lower is better.",
+        emphasised=frozenset(i for i, r in enumerate(found) if r.system == "tuned"),
+    )
+
+
+def comparisons_table(comparisons: Iterable[Comparison]) -> Table | None:
+    """Paired differences and tests; None when nothing was compared."""
+    found = list(comparisons)
+    if not found:
+        return None
+    metrics = list(dict.fromkeys(name for c in found for name in c.differences))
+    rows = tuple(
+        (
+            c.task,
+            f"{system_name(c.system)} − {system_name(c.reference)}",
+            *(interval(c.differences[m], signed=True) if m in c.differences else "–" for m in metrics),
+            str(c.only_system_correct),
+            str(c.only_reference_correct),
+            p_value(c.mcnemar_p),
+            p_value(c.sign_flip_p),
+        )
+        for c in found
+    )
+    return Table(
+        name="comparisons",
+        caption="Paired differences on the same documents",
+        columns=(
+            "Task",
+            "Difference",
+            *map(metric_name, metrics),
+            "Only first right",
+            "Only second right",
+            "McNemar p",
+            "Sign-flip p",
+        ),
+        rows=rows,
+        text_columns=2,
+        note=(
+            "Both tests are exact and two-sided and compare accuracy; McNemar's needs independent documents and is "
+            "left out where groups hold several. The p-values are not corrected for the number of comparisons."
+        ),
+    )
+
+
+def per_class_table(results: EvaluationResults, task: str) -> Table | None:
+    """Precision, recall and F1 of each class, for every system; None without classes."""
+    rows = tuple(
+        (system_name(r.system), c.label, f"{c.precision:.3f}", f"{c.recall:.3f}", f"{c.f1:.3f}", f"{c.support:,}")
+        for s in systems_of(results, task)
+        if (r := results.find(task, s)) is not None
+        for c in r.per_class
+    )
+    if not rows:
+        return None
+    columns = ("System", "Class", "Precision", "Recall", "F1", "Documents")
+    return Table(f"classes-{task}", f"{task}: scores by class", columns, rows, text_columns=2)
+
+
+def confusion_table(result: TaskResult) -> Table | None:
+    """Targets by predictions for one system; None without a confusion matrix."""
+    if not result.confusion:
+        return None
+    rows = tuple(
+        (label, *(f"{count:,}" for count in row)) for label, row in zip(result.labels, result.confusion, strict=True)
+    )
+    return Table(
+        name=f"confusion-{result.task}-{result.system}",
+        caption=f"{result.task}, {system_name(result.system)}: targets (rows) by predictions (columns)",
+        columns=("Target", *result.labels, MISSING),
+        rows=rows,
+    )
+
+
+def licence_table(results: EvaluationResults) -> Table | None:
+    """Where the rows came from and on what terms."""
+    if not results.data:
+        return None
+    rows = tuple(
+        (d.task, d.source, d.licence or "unknown", d.citation, d.split_note, d.content_hash[:12]) for d in results.data
+    )
+    columns = ("Task", "Source", "Licence", "Citation", "Split", "Content hash")
+    return Table("data", "Where the rows came from", columns, rows, text_columns=len(columns))
+
+
+def overlap_table(results: EvaluationResults) -> Table | None:
+    """Test documents that also occur in the training rows."""
+    if not results.overlap:
+        return None
+    rows = tuple(
+        (o.task, f"{o.n_train:,}", f"{o.n_test:,}", str(o.exact), str(o.normalised), str(o.removed_from_train))
+        for o in results.overlap
+    )
+    return Table(
+        name="overlap",
+        caption="Test documents that also occur in the training rows",
+        columns=("Task", "Training rows", "Test rows", "Same text", "Same after normalising", "Removed from training"),
+        rows=rows,
+        note="Found before removal. What the base model saw in its own pre-training is not known.",
+    )
+
+
+def errors_table(records: Iterable[DocumentRecord], task: str, system: str) -> Table | None:
+    """The most confident wrong answers; documents without a probability or an answer come last."""
+    wrong = [r for r in records if r.task == task and r.system == system and not r.correct]
+    if not wrong:
+        return None
+    wrong.sort(key=lambda r: -(answer_probability(r) or 0.0))
+    rows = tuple(
+        (
+            shortened(r.text) or r.example_id,
+            r.target,
+            r.prediction if r.prediction is not None else MISSING,
+            "–" if (p := answer_probability(r)) is None else f"{p:.3f}",
+        )
+        for r in wrong[:MAX_ERRORS]
+    )
+    return Table(
+        name=f"errors-{task}",
+        caption=f"{task}: most confident wrong answers of the {system_name(system).lower()}",
+        columns=("Document", "Target", "Answer", "Probability"),
+        rows=rows,
+        text_columns=3,
+        note=f"{len(rows)} of {len(wrong)} wrong answers.",
+    )
+
+
+def counts_table(counts: Mapping[str, Any]) -> Table | None:
+    """What was dropped, shortened or otherwise counted on the way."""
+    rows = tuple((fact_name(key), fact(value)) for key, value in counts.items())
+    return Table("counts", "Counted on the way", ("What", "Count"), rows, text_columns=2) if rows else None
+
+
+def facts_table(facts: Mapping[str, Any]) -> Table | None:
+    """Run facts as key and value."""
+    rows = tuple((fact_name(key), fact(value)) for key, value in facts.items())
+    return Table("facts", "How the run was made", ("Fact", "Value"), rows, text_columns=2) if rows else None
+
+
+def score_tables(results: EvaluationResults) -> list[Table]:
+    """Systems and comparisons of every task: what a paper would print."""
+    tables = [systems_table(results, task) for task in tasks_of(results)]
+    compared = comparisons_table(results.comparisons)
+    return [*tables, compared] if compared else tables
+
+
+def answer_probability(record: DocumentRecord) -> float | None:
+    """The probability of the answer given; None when it is missing or no probabilities were recorded."""
+    if record.probabilities is None or record.prediction not in record.choices:
+        return None
+    return record.probabilities[record.choices.index(record.prediction)]

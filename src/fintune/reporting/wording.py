@@ -1,0 +1,111 @@
+"""Names and number formats, the same in every output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fintune.schema.results import Estimate, EvaluationResults
+
+SYSTEM_NAMES = {
+    "base": "Base model",
+    "tuned": "Tuned model",
+    "majority": "Majority class",
+    "lexicon": "Lexicon",
+    "tfidf": "TF-IDF + logistic regression",
+}
+METRIC_NAMES = {
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "weighted_f1": "Weighted F1",
+    "mcc": "MCC",
+    "ece": "Calibration error",
+}
+SYSTEM_ORDER = ("majority", "lexicon", "tfidf", "base", "tuned")
+CLASSICAL = ("majority", "lexicon", "tfidf")
+DISCLAIMER = "This is a research measurement, not investment advice."
+
+
+def system_name(system: str) -> str:
+    """The name people read; an unknown system keeps its own."""
+    return SYSTEM_NAMES.get(system, system)
+
+
+def metric_name(metric: str) -> str:
+    """The name people read; an unknown metric keeps its own."""
+    return METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
+def tasks_of(results: EvaluationResults) -> list[str]:
+    """Measured tasks in the order they were measured."""
+    return list(dict.fromkeys(result.task for result in results.results))
+
+
+def systems_of(results: EvaluationResults, task: str | None = None) -> list[str]:
+    """Measured systems: classical ones first, then base, tuned and anything else."""
+    present = dict.fromkeys(r.system for r in results.results if task is None or r.task == task)
+    known = [system for system in SYSTEM_ORDER if system in present]
+    return known + [system for system in present if system not in SYSTEM_ORDER]
+
+
+def interval(estimate: Estimate, signed: bool = False) -> str:
+    """``0.781 (0.729 to 0.834)``; the value alone when there is no interval."""
+    form = "+.3f" if signed else ".3f"
+    value = _minus(f"{estimate.value:{form}}")
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} ({_minus(f'{estimate.low:{form}}')} to {_minus(f'{estimate.high:{form}}')})"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value to three places, ``< 0.001`` below that, a dash when the test does not apply."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_phrase(p: float) -> str:
+    """``p < 0.001`` or ``p = 0.042``."""
+    return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal."""
+    return f"{100 * share:.1f}%"
+
+
+def fact(value: Any) -> str:
+    """Any fact on one line: thousands separated, lists and mappings joined by commas."""
+    if value is None:
+        return "not recorded"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item if isinstance(item, str) else fact(item)}" for key, item in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(fact(item) for item in value)
+    return str(value)
+
+
+def fact_name(key: str) -> str:
+    """``elapsed_s`` becomes ``Elapsed (s)``; ``base_model`` becomes ``Base model``."""
+    unit = ""
+    for suffix, name in (("_s", " (s)"), ("_bytes", " (bytes)")):
+        if key.endswith(suffix):
+            key, unit = key.removesuffix(suffix), name
+    words = key.replace("_", " ").strip()
+    return words[:1].upper() + words[1:] + unit
+
+
+def shortened(text: str, length: int = 280) -> str:
+    """The text on one line, cut at ``length`` characters with an ellipsis."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")

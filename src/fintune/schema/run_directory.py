@@ -1,0 +1,146 @@
+"""A run on disk: where each file of a run lies, and how it is written so that a crash leaves the old or the new.
+
+::
+
+    runs/quickstart/
+      recipe.yaml          resolved: revisions and hashes pinned; reproduces the run
+      environment.json     versions, device, seed
+      metrics.jsonl        one line per logged step
+      checkpoints/         checkpoint-N, each with a manifest of hashes
+      adapter/             adapter (safetensors), tokenizer, model card
+      predictions.jsonl    one record per document and system
+      results.json         aggregates with intervals
+      report.html, report.md, tables.tex, figures/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fintune.schema.errors import RunError
+from fintune.schema.results import DocumentRecord, EvaluationResults
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths and files of one run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device and seed."""
+        return self.path / "environment.json"
+
+    @property
+    def facts(self) -> Path:
+        """What the run measured about itself: parameters, tokens, seconds, bytes."""
+        return self.path / "facts.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter with its tokenizer; written when training is complete."""
+        return self.path / "adapter"
+
+    @property
+    def predictions(self) -> Path:
+        """One JSON record per document and system."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def base_predictions(self) -> Path:
+        """The untuned base's records, kept so that a resumed run need not score it again."""
+        return self.path / "base_predictions.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """Aggregates with intervals."""
+        return self.path / "results.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard event files."""
+        return self.path / "tensorboard"
+
+    def read_results(self) -> EvaluationResults:
+        """The aggregates of a finished evaluation.
+
+        Raises:
+            RunError: the run was not evaluated or the file is damaged.
+        """
+        if not self.results.is_file():
+            raise RunError(f"{self.path} has no results.json.", "Finish the run with `fintune train`, then try again.")
+        try:
+            return EvaluationResults.model_validate_json(self.results.read_text(encoding="utf-8"))
+        except ValueError as exc:
+            raise RunError(f"{self.results} is damaged.", "Evaluate the run again with `fintune train`.") from exc
+
+    def read_records(self) -> list[DocumentRecord]:
+        """The per-document records; empty when there are none."""
+        return [DocumentRecord.model_validate(row) for row in read_jsonl(self.predictions)]
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
+        return list(read_jsonl(self.metrics))
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes aside, flushes to disk, then renames over ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with aside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes one JSON object atomically."""
+    write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_records(path: Path, records: Iterable[DocumentRecord]) -> None:
+    """Writes one JSON line per record, atomically."""
+    write_text_atomically(path, "".join(record.model_dump_json() + "\n" for record in records))
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, line by line; a missing file has none, an incomplete last line is skipped.
+
+    Raises:
+        RunError: a line other than the last is not JSON.
+    """
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield json.loads(line)
+        except ValueError as exc:
+            if number == len(lines):
+                return
+            raise RunError(f"Line {number} of {path} is not JSON.", "Remove that line.") from exc

@@ -1,0 +1,203 @@
+"""A task with a closed label set: rows in any of the usual column names become examples with one answer each."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fintune.schema.errors import DataError, RecipeError
+from fintune.schema.example import Example, Message
+from fintune.sources.text import group_key
+from fintune.tasks.base import Prompt, Row
+
+TEXT_COLUMNS = ("text", "sentence", "headline", "title", "tweet")
+LABEL_COLUMNS = ("label_text", "answer", "label", "sentiment", "gold", "sentiment_score", "score")
+_TEXT_PREFIX = re.compile(r"\AText:\s*")
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """Data, prompts, labels and scoring of one classification data set.
+
+    Attributes:
+        name: registered name.
+        version: raised whenever prompts, labels, splits or parsing change.
+        description: one sentence for people.
+        choices: canonical labels in fixed order.
+        label_names: what a source may call a label (lower case, class ids as strings) -> canonical label.
+        prompts: named prompts.
+        default_prompt: name of the prompt that null stands for.
+        licence: terms of the data, as its publisher states them.
+        citation: publication.
+        folder: sub-folder of ``FINTUNE_DATA_DIR`` that holds the original files.
+        known_files: by config ('' for none), layouts of the original release to look for in a folder.
+        hub_ids: by config, the hub id that ``source: null`` tries.
+        configs: variants; the first is the default.
+        hub_configs: by hub id, the one config that its rows are.
+        kind_of: the kind of document a bare text is, for prompts that name it.
+        label_of_score: label of a numeric sentiment score; None when the task has no such sources.
+        split_rule: name of the published rule that splits an unsplit source, by config.
+    """
+
+    name: str
+    version: str
+    description: str
+    choices: tuple[str, ...]
+    label_names: Mapping[str, str]
+    prompts: Mapping[str, Prompt]
+    default_prompt: str
+    licence: str
+    citation: str
+    folder: str
+    known_files: Mapping[str, tuple[Mapping[str, tuple[str, ...]], ...]]
+    hub_ids: Mapping[str, str]
+    configs: tuple[str, ...] = ()
+    hub_configs: Mapping[str, str] = field(default_factory=dict)
+    kind_of: Callable[[str], str] = lambda text: "news"
+    label_of_score: Callable[[float], str] | None = None
+    split_rule: Mapping[str, str] = field(default_factory=dict)
+
+    def resolve_prompt(self, prompt: str | None) -> Prompt:
+        """The prompt of that name, or a ``RecipeError`` naming the nearest."""
+        name = prompt or self.default_prompt
+        if name not in self.prompts:
+            raise RecipeError(_unknown(f"Task {self.name} has no prompt", name, self.prompts), _known(self.prompts))
+        return self.prompts[name]
+
+    def resolve_config(self, config: str | None) -> str:
+        """The config of that name, '' when the task has none."""
+        if config is None or (not self.configs and config == ""):
+            return self.configs[0] if self.configs else ""
+        if config not in self.configs:
+            message = _unknown(f"Task {self.name} has no config", config, self.configs)
+            raise RecipeError(message, _known(self.configs) if self.configs else "Leave config out.")
+        return config
+
+    def parse_row(self, raw: Mapping[str, Any], index: int, split: str) -> Row:
+        """Reads text and label from a row in any of the usual column names.
+
+        Args:
+            raw: the row.
+            index: its position in the source, part of its id when it brings none.
+            split: the source's split, part of the id too.
+        """
+        text_column = self._column(raw, TEXT_COLUMNS, "text", index)
+        value = raw[text_column]
+        text = "" if value is None else str(value).strip()
+        if "conversations" in raw or "query" in raw:  # FLARE's rows repeat the prompt's field name in the text
+            text = _TEXT_PREFIX.sub("", text)
+        metadata = {
+            key: raw[key] for key in ("target", "aspects", "sentiment_score", "date") if raw.get(key) is not None
+        }
+        query = str(raw.get("query") or "")
+        return Row(
+            row_id=str(raw.get("id") or f"{split}-{index:05d}"),
+            text=text,
+            label=self._label(raw, index),
+            kind=str(raw.get("kind") or "") or _kind_in(query) or self.kind_of(text),
+            query=query,
+            metadata=metadata,
+        )
+
+    def make_example(self, row: Row, prompt: str | None = None, *, choices: Sequence[str] = ()) -> Example:
+        """The row under a prompt; ``choices`` is ignored, the set being closed."""
+        wording = self.resolve_prompt(prompt)
+        words = wording.words or self.choices
+        message = wording.message(row.text, row.kind)
+        if wording.name == "flare" and row.query and row.text in row.query:
+            # The benchmark's own rows carry their prompt; it is used verbatim.
+            start = row.query.rfind(row.text)
+            message = Message("user", row.query, (start, start + len(row.text)))
+        return Example(
+            example_id=row.row_id,
+            task=self.name,
+            messages=(message,),
+            target="" if row.label is None else words[self.choices.index(row.label)],
+            choices=words,
+            group=group_key(row.text),
+            metadata={"text": row.text, "label": row.label, "kind": row.kind, **row.metadata},
+        )
+
+    def prompt_for(self, text: str, prompt: str | None = None, example_id: str = "text-0") -> Example:
+        """An example without a target, from a bare text."""
+        document = text.strip()
+        return self.make_example(Row(row_id=example_id, text=document, label=None, kind=self.kind_of(document)), prompt)
+
+    def parse(self, answer: str, choices: Sequence[str] = ()) -> str | None:
+        """The one label that ``answer`` names as a whole word, in the words of ``choices``.
+
+        An answer that starts with a label is that label, whatever it explains afterwards. Otherwise two different
+        labels, or none, or a negated one ("not positive"), are missing: None, never a guess.
+        """
+        words = tuple(choices) or self.choices
+        pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+        by_name = {word.lower(): word for word in words}
+        labels = [
+            (m.start(), by_name[m["label"].lower()], bool(m["negation"]))
+            for m in re.finditer(
+                rf"(?P<negation>\b(?:not|non|neither|nor|isn't)[\s-]+)?\b(?P<label>{pattern})\b", answer, re.I
+            )
+        ]
+        if not labels:
+            return None
+        first = re.match(
+            rf"[\s\"'`*_(\[]*(?P<label>{pattern})\b(?!\s*(?:/|,|\bor\b|\band\b)\s*(?:{pattern})\b)", answer, re.I
+        )
+        if first is not None:
+            return by_name[first["label"].lower()]
+        named = {label for _, label, _ in labels}
+        negated = any(negation for _, _, negation in labels)
+        return named.pop() if len(named) == 1 and not negated else None
+
+    def canonical(self, word: str, choices: Sequence[str] = ()) -> str:
+        """The task's own label for one of an example's choices (``Positive`` -> ``positive``)."""
+        words = tuple(choices) or self.choices
+        return self.choices[words.index(word)]
+
+    def _column(self, raw: Mapping[str, Any], names: Sequence[str], what: str, index: int) -> str:
+        column = next((name for name in names if name in raw), None)
+        if column is None:
+            raise DataError(
+                f"Row {index + 1} of task {self.name}'s data has no {what} column; its columns are {', '.join(raw)}.",
+                f"Name the {what} column one of {', '.join(names)}.",
+            )
+        return column
+
+    def _label(self, raw: Mapping[str, Any], index: int) -> str | None:
+        """The canonical label of the first label column that has a value, None when that value is unknown."""
+        first = self._column(raw, LABEL_COLUMNS, "label", index)
+        column = next((name for name in LABEL_COLUMNS if raw.get(name) not in (None, "")), first)
+        value = raw[column]
+        if column == "gold" and isinstance(raw.get("choices"), (list, tuple)):
+            options = raw["choices"]
+            value = options[value] if isinstance(value, int) and 0 <= value < len(options) else None
+        if column in ("sentiment_score", "score"):
+            return self._score_label(value)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return self.label_names.get(str(value).strip().lower())
+
+    def _score_label(self, value: Any) -> str | None:
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            return None
+        return None if self.label_of_score is None or not math.isfinite(score) else self.label_of_score(score)
+
+
+def _kind_in(query: str) -> str:
+    match = re.search(r"\bfinancial (headline|post)\b", query.split("\nText:", 1)[0])
+    return match[1] if match else ""
+
+
+def _unknown(message: str, name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"{message} named {name!r}" + (f"; the nearest is {nearest[0]}." if nearest else ".")
+
+
+def _known(known: Mapping[str, Any] | Sequence[str]) -> str:
+    return f"Choose one of {', '.join(known)}."

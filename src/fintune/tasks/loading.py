@@ -1,0 +1,198 @@
+"""From a recipe's ``TaskSection`` to a ``LoadedTask``: find the source, read it, split it, build the examples.
+
+``source: null`` tries, in order: ``FINTUNE_DATA_DIR/<task folder>``, the task's hub id, the shipped sample; which one
+was used, and why, is logged and pinned in the returned section.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from fintune.schema.errors import DataError
+from fintune.schema.example import Example
+from fintune.schema.recipe import TaskSection
+from fintune.schema.results import DataLicence
+from fintune.sources import (
+    ALL,
+    RawTable,
+    has_sample,
+    hash_tables,
+    looks_like_hub_id,
+    read_file,
+    read_folder,
+    read_hub,
+    read_sample,
+)
+from fintune.tasks.base import LoadedTask, Row
+from fintune.tasks.classification import ClassificationTask
+from fintune.tasks.registry import get_task
+from fintune.tasks.splits import make_splits
+
+logger = logging.getLogger(__name__)
+
+DATA_DIR_VARIABLE = "FINTUNE_DATA_DIR"
+BALANCED_NOTE = (
+    "Shipped sample: class-balanced, texts of 15 to 160 characters, so its class mix is not the natural one and "
+    "scores on it do not compare with published figures."
+)
+Tables = Mapping[str, RawTable]
+
+
+def load_task(section: TaskSection, *, seed: int = 17) -> LoadedTask:
+    """Loads a task's rows as examples in train, validation and test.
+
+    Args:
+        section: which task, from where, in which config and under which prompt.
+        seed: the run's seed; splits do not depend on it, so that runs with other seeds share their test rows.
+    """
+    task = get_task(section.name)
+    prompt = task.resolve_prompt(section.prompt).name
+    config = task.resolve_config(section.config)
+    source, tables = _read_source(task, section, config)
+    content_hash = hash_tables(tables)
+    if section.content_hash not in (None, content_hash):
+        raise DataError(
+            f"The rows of {task.name} from {source} are not the ones the recipe pins (SHA-256 {content_hash[:12]}…).",
+            "Restore the data, or clear data.tasks[].content_hash to accept the new rows.",
+        )
+    splits, counts, note = _split_rows(task, tables, config, source)
+    if source == "sample":
+        note = f"{BALANCED_NOTE} {note}"
+    examples = {
+        split: tuple(_unique_ids([task.make_example(row, prompt) for row in rows])) for split, rows in splits.items()
+    }
+    licence = DataLicence(
+        task=task.name,
+        source=source if source != "sample" else f"sample of {task.hub_ids['']}",
+        licence=task.licence,
+        citation=task.citation,
+        split_note=note,
+        content_hash=content_hash,
+    )
+    pinned = section.model_copy(
+        update={
+            "source": source,
+            # A hub repository that is not ours to know gets back exactly the configuration that was asked of it.
+            "config": section.config if _is_unknown_hub_id(task, source) else config or None,
+            "prompt": prompt,
+            "revision": next((table.revision for table in tables.values()), None),
+            "content_hash": content_hash,
+        }
+    )
+    return LoadedTask(task, pinned, examples, licence, note, content_hash, counts)
+
+
+def _read_source(task: ClassificationTask, section: TaskSection, config: str) -> tuple[str, Tables]:
+    """What the rows were read from, and the rows by the source's own splits."""
+    source = section.source
+    if source is None:
+        return _read_first_available(task, section, config)
+    if source == "sample":
+        if not has_sample(task.name):
+            raise DataError(f"Task {task.name} ships no sample: its licence is {task.licence}.", _alternatives(task))
+        return source, read_sample(task.name)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return source, read_folder(path, task.known_files.get(config, ()), config or None)
+    if path.is_file():
+        return source, {ALL: read_file(path)}
+    if looks_like_hub_id(source):
+        return source, read_hub(source, _hub_config(task, source, section.config, config), section.revision)
+    raise DataError(f"The source {source} of task {task.name} is no file, folder or hub id.", _alternatives(task))
+
+
+def _read_first_available(task: ClassificationTask, section: TaskSection, config: str) -> tuple[str, Tables]:
+    tried: list[str] = []
+    data_dir = os.environ.get(DATA_DIR_VARIABLE)
+    folder = Path(data_dir).expanduser() / task.folder if data_dir else None
+    if folder is not None and folder.is_dir():
+        logger.info("Task %s: reading %s (%s is set).", task.name, folder, DATA_DIR_VARIABLE)
+        return str(folder), read_folder(folder, task.known_files.get(config, ()), config or None)
+    tried.append(f"{folder} is not a folder" if folder else f"{DATA_DIR_VARIABLE} is not set")
+    hub_id = task.hub_ids.get(config)
+    if hub_id is not None:
+        try:
+            tables = read_hub(hub_id, _hub_config(task, hub_id, None, config), section.revision)
+        except DataError as error:
+            tried.append(error.message.rstrip("."))
+        else:
+            logger.info("Task %s: reading %s from the hub (%s).", task.name, hub_id, "; ".join(tried))
+            return hub_id, tables
+    if has_sample(task.name) and section.revision is None:
+        logger.warning("Task %s: using the shipped sample (%s).", task.name, "; ".join(tried))
+        return "sample", read_sample(task.name)
+    raise DataError(f"No data for task {task.name}: {'; '.join(tried)}.", _alternatives(task, config))
+
+
+def _hub_config(task: ClassificationTask, hub_id: str, asked: str | None, config: str) -> str | None:
+    """The configuration to ask the hub for: known repositories hold exactly one; others get what the recipe says."""
+    held = task.hub_configs.get(hub_id)
+    if held is None:
+        return asked
+    if asked is not None and held != config:
+        raise DataError(
+            f"{hub_id} holds {held} of {task.name}, not {config}.", f"Set config={held}, or another source."
+        )
+    return None
+
+
+def _is_unknown_hub_id(task: ClassificationTask, source: str) -> bool:
+    return source not in task.hub_configs and looks_like_hub_id(source) and not Path(source).expanduser().exists()
+
+
+def _alternatives(task: ClassificationTask, config: str | None = None) -> str:
+    hub_ids = [task.hub_ids[config]] if config and config in task.hub_ids else sorted(set(task.hub_ids.values()))
+    files = sorted(
+        {name for layouts in task.known_files.values() for layout in layouts for n in layout.values() for name in n}
+    )
+    sample = "sample, " if has_sample(task.name) else ""
+    return (
+        f"Set source to {sample}the hub id {' or '.join(hub_ids)}, a file (csv, jsonl, parquet), or a folder with the "
+        f"original files ({', '.join(files)}); or set {DATA_DIR_VARIABLE} to the folder above {task.folder}/."
+    )
+
+
+def _split_rows(
+    task: ClassificationTask, tables: Tables, config: str, source: str
+) -> tuple[dict[str, list[Row]], dict[str, dict[str, int]], str]:
+    rows: dict[str, list[Row]] = {}
+    positions: dict[str, list[int]] = {}
+    dropped: Counter[str] = Counter()
+    for split, table in tables.items():
+        parsed = [task.parse_row(raw, index, split) for index, raw in enumerate(table.rows)]
+        usable = [(index, row) for index, row in enumerate(parsed) if row.text and row.label is not None]
+        dropped["row without text"] += sum(not row.text for row in parsed)
+        dropped["row without a known label"] += sum(bool(row.text) and row.label is None for row in parsed)
+        if parsed and not usable:
+            raise DataError(
+                f"None of the {len(parsed)} rows of {task.name} ({split}) from {source} has a text and a known label.",
+                f"Labels must be one of {', '.join(task.label_names)}.",
+            )
+        rows[split] = [row for _, row in usable]
+        positions[split] = [index for index, _ in usable]
+    n_read = {split: len(table) for split, table in tables.items()}
+    splits, cleaned, note = make_splits(rows, positions, n_read, task.split_rule.get(config, ""))
+    counts = {
+        "read": n_read,
+        "dropped": dict(+(dropped + cleaned)),
+        "kept": {split: len(kept) for split, kept in splits.items()},
+    }
+    for reason, number in counts["dropped"].items():
+        logger.info("Task %s: dropped %d: %s.", task.name, number, reason)
+    return splits, counts, note
+
+
+def _unique_ids(examples: list[Example]) -> list[Example]:
+    """Numbers repeated ids of a split, so that every document has its own record."""
+    seen: Counter[str] = Counter()
+    unique = []
+    for example in examples:
+        seen[example.example_id] += 1
+        count = seen[example.example_id]
+        unique.append(example if count == 1 else replace(example, example_id=f"{example.example_id}#{count}"))
+    return unique

@@ -1,0 +1,39 @@
+"""Tasks by name. A family's module builds its tasks and registers them when it is first asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING
+
+from fintune.schema.errors import RecipeError
+
+if TYPE_CHECKING:
+    from fintune.tasks.classification import ClassificationTask
+
+_FAMILIES = ("fintune.tasks.sentiment",)
+_TASKS: dict[str, ClassificationTask] = {}
+
+
+def register(task: ClassificationTask) -> ClassificationTask:
+    """Adds a task; two tasks of one name are a mistake in the code."""
+    if _TASKS.setdefault(task.name, task) != task:
+        raise ValueError(f"Task {task.name} is registered twice.")
+    return task
+
+
+def list_tasks() -> tuple[str, ...]:
+    """Names of all registered tasks, sorted."""
+    for module in _FAMILIES:
+        importlib.import_module(module)
+    return tuple(sorted(_TASKS))
+
+
+def get_task(name: str) -> ClassificationTask:
+    """The task of that name, or a ``RecipeError`` naming the nearest one."""
+    names = list_tasks()
+    if name not in _TASKS:
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        hint = f"Did you mean {nearest[0]}?" if nearest else ""
+        raise RecipeError(f"There is no task named {name!r}.", f"{hint} Known tasks: {', '.join(names)}.".strip())
+    return _TASKS[name]

@@ -1,0 +1,153 @@
+"""What watches a run: the metrics file, the progress bar, and validation at fixed steps."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from fintune.training.metrics_log import MetricsLog
+from fintune.trees.plan import Step
+
+
+def peak_bytes() -> int:
+    """Peak memory so far: reserved on the GPU, or resident of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024  # kilobytes everywhere but on macOS
+
+
+@dataclass
+class Totals:
+    """What the run has computed: tokens before and after sharing, samples, seconds."""
+
+    sample_tokens: int = 0
+    distinct_tokens: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+    def add(self, step: Step, seconds: float) -> None:
+        """Adds one step of this rank."""
+        self.sample_tokens += sum(batch.sample_tokens for batch in step.batches)
+        self.distinct_tokens += sum(batch.real_tokens for batch in step.batches)
+        self.samples += sum(batch.n_samples for batch in step.batches)
+        self.seconds += seconds
+
+
+class MetricsCallback(TrainerCallback):
+    """Writes metrics.jsonl and keeps the run's totals.
+
+    ``tokens_per_s`` counts the samples' own tokens, as trainers that do not share prefixes count them;
+    ``distinct_tokens_per_s`` counts what was computed.
+    """
+
+    def __init__(self, log: MetricsLog, steps_per_epoch: int) -> None:
+        self.log = log
+        self.steps_per_epoch = steps_per_epoch
+        self.trainer: Any = None  # set once the trainer exists
+        self.run, self.since_log = Totals(), Totals()
+        self.latest: dict[str, float] = {}
+        self._started = self._step_started = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Starts the step's clock."""
+        self._step_started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Adds the step to the totals."""
+        seconds = time.perf_counter() - self._step_started
+        for totals in (self.run, self.since_log):
+            totals.add(self.trainer.last_step, seconds)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Writes one line for a training step or a validation."""
+        logs = logs or {}
+        is_training = "loss" in logs
+        if not is_training and not any(key.startswith("eval_") for key in logs):
+            return
+        row: dict[str, Any] = {"step": state.global_step, "epoch": round(state.global_step / self.steps_per_epoch, 6)}
+        row |= {key: value for key, value in logs.items() if key != "epoch"}
+        if is_training:
+            seconds = max(self.since_log.seconds, 1e-9)
+            row["tokens_per_s"] = self.since_log.sample_tokens / seconds
+            row["distinct_tokens_per_s"] = self.since_log.distinct_tokens / seconds
+            row["samples_per_s"] = self.since_log.samples / seconds
+            row["peak_bytes"] = peak_bytes()
+            self.since_log = Totals()
+            self.latest = row
+        row["elapsed_s"] = round(self.log.elapsed_before_s + time.perf_counter() - self._started, 3)
+        if state.is_world_process_zero:
+            self.log.append(row)
+
+
+class ProgressCallback(TrainerCallback):
+    """A Rich progress bar on standard error: loss, learning rate, throughput, memory, time left."""
+
+    def __init__(self, metrics: MetricsCallback) -> None:
+        from rich.console import Console
+
+        self.metrics = metrics
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self.task: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Shows the bar."""
+        self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, figures="")
+        self.bar.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Moves the bar."""
+        self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Refreshes the figures."""
+        row = self.metrics.latest
+        if self.task is not None and "loss" in row:
+            figures = (
+                f"loss {row['loss']:.3f} · lr {row['learning_rate']:.1e} · {row['tokens_per_s']:,.0f} tokens/s · "
+                f"{row['samples_per_s']:.1f} samples/s · {row['peak_bytes'] / 2**30:.1f} GiB"
+            )
+            self.bar.update(self.task, figures=figures)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Closes the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Closes the bar, also when training stopped with an error."""
+        self.bar.stop()
+
+
+class ScheduleCallback(TrainerCallback):
+    """Saves every ``save_steps`` and validates every ``eval_steps``, both also after the last step."""
+
+    def __init__(self, save_steps: int, eval_steps: int | None) -> None:
+        self.save_steps = save_steps
+        self.eval_steps = eval_steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Asks the trainer to save or validate."""
+        last = state.global_step >= state.max_steps
+        control.should_save = last or state.global_step % self.save_steps == 0
+        control.should_evaluate = self.eval_steps is not None and (last or state.global_step % self.eval_steps == 0)
+        return control

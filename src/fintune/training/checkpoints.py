@@ -1,0 +1,122 @@
+"""Checkpoints that are whole or absent: written aside, hashed, verified, then renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fintune.schema.errors import RunError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"^checkpoint-(\d+)$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: its folder and the optimiser step after which it was taken."""
+
+    path: Path
+    step: int
+
+    def manifest(self) -> dict[str, Any]:
+        """What was written beside the file hashes."""
+        content: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        return content
+
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """Checkpoints in ``folder``, oldest first, whether or not they are intact."""
+    if not folder.is_dir():
+        return []
+    found = [(match, path) for path in folder.iterdir() if (match := _NAME.match(path.name))]
+    return sorted((Checkpoint(path, int(match[1])) for match, path in found), key=lambda c: c.step)
+
+
+def is_intact(checkpoint: Checkpoint) -> bool:
+    """Whether every file of the manifest is there with the hash it was written with."""
+    try:
+        files: dict[str, str] = checkpoint.manifest()["files"]
+        return bool(files) and all(_sha256(checkpoint.path / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return False
+
+
+def newest_intact(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint whose files are all as written; damaged ones are logged and passed over."""
+    for checkpoint in reversed(list_checkpoints(folder)):
+        if is_intact(checkpoint):
+            return checkpoint
+        log.warning("%s is incomplete or damaged; going on from an older checkpoint.", checkpoint.path)
+    return None
+
+
+@contextmanager
+def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterator[Path]:
+    """Yields a folder to write a checkpoint into; it appears as ``checkpoint-<step>`` only when complete.
+
+    Args:
+        folder: folder of checkpoints.
+        step: optimiser step the checkpoint belongs to.
+        facts: written into the manifest beside the file hashes.
+
+    Raises:
+        RunError: writing failed (a full disk, say); earlier checkpoints are untouched.
+    """
+    final = folder / f"checkpoint-{step}"
+    staging = folder / f".staging-{step}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        files = {str(p.relative_to(staging)): _sha256(p) for p in sorted(staging.rglob("*")) if p.is_file()}
+        (staging / MANIFEST).write_text(json.dumps({"step": step, **facts, "files": files}, indent=2), encoding="utf-8")
+        for path in [*staging.rglob("*"), staging]:
+            _flush(path)
+        if final.exists():
+            shutil.rmtree(final)
+        staging.rename(final)
+        _flush(folder)
+    except OSError as exc:
+        raise RunError(
+            f"The checkpoint of step {step} could not be written to {folder} ({exc.strerror or exc}).",
+            "Free some space and start the same command again; it goes on from the last complete checkpoint.",
+        ) from exc
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def rotate(folder: Path, keep: int, best_step: int | None) -> None:
+    """Deletes all but the newest ``keep`` checkpoints and the best one, and leftovers of interrupted writes."""
+    checkpoints = list_checkpoints(folder)
+    for checkpoint in checkpoints[: max(0, len(checkpoints) - keep)]:
+        if checkpoint.step != best_step:
+            # Renamed first, so that a crash half-way leaves no folder that looks like a checkpoint.
+            doomed = checkpoint.path.with_name(f".old-{checkpoint.step}")
+            checkpoint.path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+    for leftover in [*folder.glob(".old-*"), *folder.glob(".staging-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,234 @@
+"""One training run: arguments for the Trainer from a recipe, resume from the newest checkpoint, the best weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fintune.inference.forward import EdgeModel
+from fintune.models.adapter_files import save_adapter
+from fintune.models.load import LoadedBase
+from fintune.schema.errors import DependencyError, RunError
+from fintune.schema.recipe import Packing, Recipe, TrainingSection
+from fintune.schema.run_directory import RunDirectory
+from fintune.training.callbacks import MetricsCallback, ProgressCallback, ScheduleCallback, peak_bytes
+from fintune.training.checkpoints import Checkpoint, is_intact, newest_intact
+from fintune.training.metrics_log import MetricsLog
+from fintune.training.steps import StepDataset
+from fintune.training.trainer import TreeTrainer
+from fintune.training.weights import restore_weights
+from fintune.trees.plan import StepPlan
+from fintune.trees.prefix_tree import TokenSample
+
+log = logging.getLogger(__name__)
+
+_SCHEDULES = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "constant": "constant",
+    "constant_with_warmup": "constant_with_warmup",
+}
+_OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What training measured.
+
+    Attributes:
+        steps: optimiser steps of the whole run.
+        resumed_from: step of the checkpoint it went on from, 0 for a fresh run.
+        best_step: step whose weights were kept, None when the last were.
+        final_loss: mean training loss of the last logged step.
+        seconds: time in training steps, this session.
+        sample_tokens: tokens of the samples, before sharing, this session.
+        distinct_tokens: tokens computed, this session.
+        samples: samples trained on, this session.
+        peak_bytes: peak memory.
+    """
+
+    steps: int
+    resumed_from: int
+    best_step: int | None
+    final_loss: float | None
+    seconds: float
+    sample_tokens: int
+    distinct_tokens: int
+    samples: int
+    peak_bytes: int
+
+
+def warmup_steps(training: TrainingSection, total_steps: int) -> int:
+    """Warm-up in optimiser steps, from either way of giving it."""
+    if training.warmup_steps is not None:
+        return training.warmup_steps
+    return math.ceil((training.warmup_ratio or 0.0) * total_steps)
+
+
+def trainer_arguments(recipe: Recipe, base: LoadedBase, folder: Path, total_steps: int) -> Any:
+    """``TrainingArguments`` of a recipe; one data-set item is one optimiser step."""
+    from transformers import TrainingArguments
+
+    training = recipe.training
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        max_steps=total_steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=_SCHEDULES[training.schedule],
+        warmup_steps=warmup_steps(training, total_steps),
+        optim=_OPTIMIZERS[training.optimizer],
+        weight_decay=training.weight_decay,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        max_grad_norm=training.max_grad_norm,
+        fp16=base.facts.needs_loss_scaling and base.model.device.type == "cuda",
+        logging_steps=training.log_steps,
+        logging_nan_inf_filter=False,  # a NaN loss must be seen, not replaced by the last mean
+        save_strategy="no",  # ScheduleCallback decides
+        eval_strategy="no",
+        metric_for_best_model=training.best_metric,
+        greater_is_better=training.best_metric != "loss" if training.best_metric else None,
+        seed=recipe.seed,
+        report_to=[name for name in training.tracking if name != "tensorboard"],
+        run_name=recipe.name,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=base.model.device.type == "cpu",
+    )
+
+
+def train_model(
+    recipe: Recipe,
+    base: LoadedBase,
+    model: EdgeModel,
+    samples: Sequence[TokenSample],
+    groups: Sequence[int],
+    run: RunDirectory,
+    *,
+    packing: Packing,
+    validate: Callable[[], dict[str, float]] | None,
+    fingerprint: dict[str, Any],
+    resume: bool = True,
+    progress: bool = True,
+) -> TrainedRun:
+    """Trains ``model`` in place and writes checkpoints, metrics and the adapter into the run directory.
+
+    Args:
+        recipe: the resolved recipe.
+        base: the loaded base, whose model ``model`` wraps.
+        model: the model to train.
+        samples: training samples as tokens.
+        groups: one group number per sample.
+        run: where everything is written.
+        packing: how samples become batches.
+        validate: returns ``eval_*`` metrics; None when the recipe does not validate.
+        fingerprint: hashes of recipe, data and base, kept in each checkpoint and compared on resume.
+        resume: go on from the newest intact checkpoint.
+        progress: show the progress bar.
+
+    Raises:
+        RunError: a checkpoint belongs to another recipe, data set or base.
+    """
+    training = recipe.training
+    plan = StepPlan(tuple(groups), training.samples_per_step, recipe.seed, training.sampler)
+    total_steps = plan.total_steps(training.epochs, training.max_steps)
+    steps = StepDataset(
+        samples,
+        plan,
+        total_steps,
+        packing,
+        training.tokens_per_batch,
+        buckets=model.backend == "flex",
+        rank=int(os.environ.get("RANK", 0)),
+        world=int(os.environ.get("WORLD_SIZE", 1)),
+    )
+    checkpoint = newest_intact(run.checkpoints) if resume else None
+    if checkpoint is not None:
+        _require_same_run(checkpoint, fingerprint)
+        restore_weights(model.model, checkpoint.path / "weights")
+    if training.gradient_checkpointing:
+        _recompute_layers(model.model)
+    metrics = MetricsCallback(MetricsLog(run.metrics, checkpoint.step if checkpoint else 0), plan.steps_per_epoch)
+    bar = ProgressCallback(metrics) if progress else None
+    callbacks = [metrics, ScheduleCallback(training.save_steps, training.eval_steps), *([bar] if bar else [])]
+    callbacks += _trackers(recipe, run)
+    trainer = TreeTrainer(
+        model,
+        trainer_arguments(recipe, base, run.checkpoints, total_steps),
+        steps,
+        save_weights=lambda folder: _save_weights(model.model, base, folder),
+        validate=validate,
+        checkpoint_facts={"fingerprint": fingerprint},
+        keep_checkpoints=training.keep_checkpoints,
+        callbacks=callbacks,
+    )
+    metrics.trainer = trainer
+    started = time.perf_counter()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    finally:
+        if bar is not None:
+            bar.close()
+    log.info("Training took %.1f s.", time.perf_counter() - started)
+    best_step = _load_best(trainer, model, run) if training.best_metric else None
+    model.model.eval()
+    return TrainedRun(
+        steps=total_steps,
+        resumed_from=checkpoint.step if checkpoint else 0,
+        best_step=best_step,
+        final_loss=metrics.latest.get("loss"),
+        seconds=metrics.run.seconds,
+        sample_tokens=metrics.run.sample_tokens,
+        distinct_tokens=metrics.run.distinct_tokens,
+        samples=metrics.run.samples,
+        peak_bytes=peak_bytes(),
+    )
+
+
+def _save_weights(model: Any, base: LoadedBase, folder: Path) -> None:
+    save_adapter(model, base.tokenizer, folder, base.files)
+
+
+def _require_same_run(checkpoint: Checkpoint, fingerprint: dict[str, Any]) -> None:
+    saved = checkpoint.manifest().get("fingerprint", {})
+    changed = sorted(key for key in fingerprint if saved.get(key) != fingerprint[key])
+    if changed:
+        raise RunError(
+            f"{checkpoint.path} was made with another {' and '.join(changed)} than this run.",
+            "Use the same recipe to go on, or --no-resume (or another --output-dir) to start afresh.",
+        )
+
+
+def _recompute_layers(model: Any) -> None:
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _load_best(trainer: TreeTrainer, model: EdgeModel, run: RunDirectory) -> int | None:
+    step: int | None = trainer.state.best_global_step or None
+    if step is None:
+        return None
+    best = Checkpoint(run.checkpoints / f"checkpoint-{step}", step)
+    if not is_intact(best):
+        raise RunError(f"The best checkpoint {best.path} is damaged.", "Start the same command again.")
+    restore_weights(model.model, best.path / "weights")
+    return step
+
+
+def _trackers(recipe: Recipe, run: RunDirectory) -> list[Any]:
+    if "tensorboard" not in recipe.training.tracking:
+        return []
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations.integration_utils import TensorBoardCallback
+    except ImportError as exc:
+        raise DependencyError("TensorBoard is not installed.", "Run `pip install tensorboard`.") from exc
+    callback: Any = TensorBoardCallback
+    return [callback(tb_writer=SummaryWriter(log_dir=str(run.tensorboard)))]

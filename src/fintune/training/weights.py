@@ -1,0 +1,34 @@
+"""Trained weights of a checkpoint put back into the model they came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from fintune.schema.errors import RunError
+
+
+def restore_weights(model: Any, folder: Path) -> None:
+    """Loads an adapter (or all weights) saved by ``save_adapter`` into ``model`` in place.
+
+    Raises:
+        RunError: the folder lacks the weights or they are not this model's.
+    """
+    from peft import PeftModel, set_peft_model_state_dict
+
+    is_adapter = isinstance(model, PeftModel)
+    files = [folder / "adapter_model.safetensors"] if is_adapter else sorted(folder.glob("model*.safetensors"))
+    if not files or not all(file.is_file() for file in files):
+        raise RunError(f"{folder} has no trained weights.", "Remove that checkpoint and start the command again.")
+    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    if is_adapter:
+        result: Any = set_peft_model_state_dict(model, weights)
+    else:
+        result = model.load_state_dict(weights, strict=False)
+    if unexpected := sorted(result.unexpected_keys):
+        raise RunError(
+            f"{folder} holds weights that the model lacks, first {unexpected[0]}.",
+            "Use the recipe the checkpoint was made with, or another --output-dir.",
+        )

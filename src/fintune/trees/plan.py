@@ -1,0 +1,102 @@
+"""The step plan: which samples each optimiser step draws, as a pure function of seed and step.
+
+Workers only execute the plan, so a resumed run draws what the straight run would have drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal
+
+import numpy as np
+
+from fintune.schema.recipe import Packing
+from fintune.trees.packing import Batch, pack_samples
+from fintune.trees.prefix_tree import IntArray, TokenSample
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Draws ``samples_per_step`` samples a step from a fresh permutation each epoch.
+
+    Attributes:
+        groups: one group number per sample; ``by_document`` keeps a group's samples next to each other.
+        samples_per_step: the effective batch; the last step of an epoch takes what is left.
+        seed: with the epoch it determines the permutation.
+        sampler: random, or by_document (which changes the sampling, and the log says so).
+    """
+
+    groups: tuple[int, ...]
+    samples_per_step: int
+    seed: int
+    sampler: Literal["random", "by_document"] = "random"
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass."""
+        return math.ceil(len(self.groups) / self.samples_per_step)
+
+    def total_steps(self, epochs: float, max_steps: int | None = None) -> int:
+        """Optimiser steps of the whole run."""
+        steps = max(1, math.ceil(self.steps_per_epoch * epochs - 1e-9))
+        return min(steps, max_steps) if max_steps is not None else steps
+
+    def epoch_order(self, epoch: int) -> IntArray:
+        """The permutation of the samples in ``epoch``."""
+        return _epoch_order(self, epoch)
+
+    def indices(self, step: int) -> IntArray:
+        """Sample numbers drawn at optimiser step ``step``, counted from 0 over the whole run."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        start = within * self.samples_per_step
+        return self.epoch_order(epoch)[start : start + self.samples_per_step]
+
+    @cached_property
+    def _group_array(self) -> IntArray:
+        return np.asarray(self.groups, np.int64)
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(plan: StepPlan, epoch: int) -> IntArray:
+    order = np.random.default_rng([plan.seed, epoch]).permutation(len(plan.groups))
+    if plan.sampler == "by_document":
+        seen = {group: rank for rank, group in reversed(list(enumerate(plan._group_array[order])))}
+        first_seen = np.array([seen[group] for group in plan._group_array[order]])
+        order = order[np.argsort(first_seen, kind="stable")]
+    return order
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one rank computes for one optimiser step.
+
+    Attributes:
+        batches: this rank's batches; ranks hold equal counts, short ones get weight-0 fillers.
+        total_weight: summed edge weight of the whole step over all ranks; the loss is divided by it.
+        n_samples: samples of the whole step over all ranks.
+    """
+
+    batches: tuple[Batch, ...]
+    total_weight: float
+    n_samples: int
+
+
+def make_step(
+    samples: Sequence[TokenSample],
+    packing: Packing,
+    budget: int,
+    *,
+    buckets: bool = False,
+    rank: int = 0,
+    world: int = 1,
+) -> Step:
+    """Packs the samples of one optimiser step and deals the batches out to the ranks."""
+    batches = pack_samples(samples, packing, budget, buckets=buckets)
+    total_weight = sum(batch.weight for batch in batches)
+    mine = batches[rank::world]
+    rounds = math.ceil(len(batches) / world)
+    mine += [batches[0].as_filler()] * (rounds - len(mine))
+    return Step(tuple(mine), total_weight, len(samples))

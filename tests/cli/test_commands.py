@@ -1,0 +1,213 @@
+"""Every command: what it passes to the api, what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fintune.cli.tables import comparison_sentence
+from fintune.schema.errors import InternalError, RecipeError
+from fintune.schema.loading import recipe_text
+from fintune.schema.results import Comparison, Estimate
+
+Run = Callable[..., Any]
+COMPARISON = Comparison(
+    task="tfns", system="tuned", reference="base", n=240, only_system_correct=120, only_reference_correct=11,
+    mcnemar_p=1e-20, differences={"macro_f1": Estimate(value=0.45, low=0.38, high=0.51)},
+)  # fmt: skip
+
+
+def test_train_passes_its_arguments_and_prints_scores_tests_and_places(run: Run, api: Any) -> None:
+    ran = run("train", "mine.yaml", "training.epochs=2", "--output-dir", "out", "--no-resume", "seed=3")
+    assert ran.code == 0, ran.err
+    name, args, kwargs = api.calls[0]
+    assert (name, args) == ("train", ("mine.yaml",))
+    assert list(kwargs.pop("overrides")) == ["training.epochs=2", "seed=3"]
+    assert kwargs == {"output_dir": Path("out"), "resume": False, "progress": True}
+    for words in ("0.780 [0.73, 0.83]", "240 documents", "95% bootstrap", "runs/x/report.html", "runs/x/adapter"):
+        assert words in ran.out
+    assert ran.out.index("base") < ran.out.index("tuned") < ran.out.index("tfidf"), "base and tuned come first"
+    assert (
+        "tuned is better than base (macro-F1 +0.450 [+0.38, +0.51], paired; right alone: 120 against 11 of 240; "
+        "exact McNemar p < 0.0001)." in ran.out.replace("\n", " ")
+    )
+    assert "1 after normalising; 1 training rows removed" in ran.out
+
+
+def test_grouped_documents_show_the_test_over_groups() -> None:
+    grouped = COMPARISON.model_copy(update={"mcnemar_p": None, "sign_flip_p": 0.0312})
+    assert "sign-flip test over groups p = 0.0312" in comparison_sentence(grouped)
+    assert "test" not in comparison_sentence(grouped.model_copy(update={"sign_flip_p": None}))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.1, 0.3, "is better than"), (-0.3, -0.1, "is worse than"), (-0.1, 0.2, "is not clearly different from")],
+)
+def test_the_verdict_follows_the_interval(low: float, high: float, words: str) -> None:
+    difference = Estimate(value=(low + high) / 2, low=low, high=high)
+    comparison = COMPARISON.model_copy(update={"differences": {"macro_f1": difference}})
+    assert f"tuned {words} base" in comparison_sentence(comparison)
+
+
+def test_quickstart_trains_the_quickstart_and_says_what_to_try_next(run: Run, api: Any) -> None:
+    ran = run("quickstart", "data.train_limit=8", "-q")
+    assert ran.code == 0 and api.calls[0][1] == ("quickstart",) and api.calls[0][2]["progress"] is False
+    assert "What next" in ran.out and "fintune predict runs/x" in ran.out
+
+
+@pytest.mark.parametrize("arguments", [("--json", "train", "q"), ("train", "q", "--json")])
+def test_json_stands_alone_on_standard_output(run: Run, api: Any, arguments: tuple[str, ...]) -> None:
+    ran = run(*arguments)
+    document = json.loads(ran.out)
+    assert document["run_dir"] == "runs/x" and document["facts"] == {"tokens_per_s": None, "steps": 3}
+    assert document["results"]["results"][0]["metrics"]["accuracy"]["value"] == 0.17
+    assert "report" in ran.err and "a library prints" in ran.err, "text for people goes to standard error"
+    assert api.calls[0][2]["progress"] is False
+
+
+def test_evaluate_passes_only_what_was_given(run: Run, api: Any) -> None:
+    ran = run("evaluate", "--model", "smollm2-135m", "--tasks", "fpb, tfns")
+    assert ran.code == 0
+    assert api.calls[0] == ("evaluate", ("smollm2-135m",), {"tasks": ("fpb", "tfns"), "progress": True})
+    run("evaluate", "-m", "m", "-t", "fpb", "-a", "runs/x", "--limit", "5", "--baselines", "none", "seed=1")
+    kwargs = api.calls[1][2]
+    assert kwargs["adapter"] == "runs/x" and kwargs["limit"] == 5 and kwargs["baselines"] == ()
+    assert kwargs["overrides"] == ["seed=1"]
+
+
+def test_predict_takes_texts_files_and_standard_input(
+    run: Run, api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = tmp_path / "texts.txt"
+    lines.write_text("one\n\n two \n", encoding="utf-8")
+    ran = run("predict", "runs/x", "up [bold]", "--file", str(lines), "--task", "tfns")
+    assert ran.code == 0 and "positive 0.90 negative 0.10" in ran.out and "up [bold]" in ran.out
+    assert api.calls[0] == ("load", ("runs/x",), {})
+    assert api.calls[1] == ("predict", (["up [bold]", "one", "two"],), {"task": "tfns"})
+    monkeypatch.setattr("sys.stdin", io.StringIO("three\n"))
+    document = json.loads(run("--json", "predict", "runs/x", "-f", "-").out)
+    assert document[0]["label"] == "positive" and api.calls[-1][1] == (["three"],)
+    run("predict", "runs/x", "--", "--json")
+    assert api.calls[-1][1] == (["--json"],), "what follows -- is text"
+
+
+def test_predict_without_text_or_with_a_bad_file_says_so(run: Run, tmp_path: Path) -> None:
+    ran = run("predict", "runs/x")
+    assert ran.code == 2 and "Give at least one text" in ran.err
+    ran = run("predict", "runs/x", "-f", str(tmp_path / "none.txt"))
+    assert ran.code == 2 and "cannot be read" in ran.err
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    assert "not UTF-8" in run("predict", "runs/x", "-f", str(tmp_path / "latin.txt")).err
+
+
+def test_preview_brackets_what_is_supervised(run: Run) -> None:
+    ran = run("preview", "quickstart", "-n", "1")
+    assert ran.code == 0
+    assert "tfns-1: 5 tokens, 2 supervised, document shortened to fit" in ran.out
+    flat = ran.out.replace("↵\n", "").replace("\\n\n", "")
+    assert "Sentiment?⟦positive⟧!" in flat or "Sentiment?[[positive]]!" in flat
+    assert "pos|3" in run("preview", "quickstart", "--ids").out
+
+
+def test_recipes_lists_and_prints_yaml_that_loads(run: Run) -> None:
+    assert "finllama-sentiment" in run("recipes").out
+    assert run("recipes", "quickstart").out == recipe_text("quickstart")
+    assert yaml.safe_load(run("recipes", "quickstart").out)["name"] == "quickstart"
+    assert json.loads(run("--json", "recipes", "quickstart").out)["training"]["learning_rate"] == 1e-3
+    assert json.loads(run("--json", "recipes").out)[0]["base"]
+    assert run("recipes", "quikstart").code == 2
+
+
+def test_tasks_lists_and_details(run: Run) -> None:
+    assert "MIT" in run("tasks").out
+    assert "Someone (2022)" in run("tasks", "tfns").out
+    ran = run("tasks", "tfn")
+    assert ran.code == 2 and "Did you mean tfns?" in ran.err
+    assert json.loads(run("--json", "tasks").out)[0]["has_sample"] is True
+
+
+def test_doctor_fails_only_when_a_check_failed(run: Run, api: Any) -> None:
+    ran = run("doctor")
+    assert ran.code == 0 and "note" in ran.out and "Training runs on the CPU." in ran.out
+    api.checks.append(type(api.checks[0])("torch", False, "missing", "pip install torch"))
+    ran = run("doctor")
+    assert ran.code == 1 and "failed" in ran.out and "pip install torch" in ran.out
+
+
+def test_report_prints_the_path(run: Run) -> None:
+    assert "runs/x/report.html" in run("report", "runs/x").out
+    assert json.loads(run("--json", "report", "runs/x").out) == {"report": "runs/x/report.html"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (RecipeError("f.yaml: unknown key x.", "Did you mean y?"), 2, ["f.yaml: unknown key x.", "Did you mean y?"]),
+        (InternalError("A promise broke."), 1, ["A promise broke."]),
+        (ZeroDivisionError("division by zero"), 1, ["fintune failed unexpectedly", "division by zero", "--debug"]),
+        (KeyboardInterrupt(), 130, ["Stopped.", "Run the same command again"]),
+    ],
+)  # fmt: skip
+def test_errors_are_a_sentence_a_remedy_and_a_code(
+    run: Run, api: Any, error: BaseException, code: int, words: list[str]
+) -> None:
+    api.raises = error
+    ran = run("train", "quickstart")
+    assert ran.code == code and "Traceback" not in ran.err
+    for word in words:
+        assert word in ran.err
+    ran = run("train", "quickstart", "--debug", "--json")
+    assert ran.code == code and "Traceback" in ran.err
+    assert set(json.loads(ran.out)["error"]) == {"type", "message", "remedy"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "train"),
+        (["train"], "fintune train --help"),
+        (["preview", "q", "-n", "0"], "fintune preview --help"),
+        (["train", "q", "--bogus"], "--bogus"),
+    ],
+)
+def test_usage_errors_point_at_the_help(run: Run, arguments: list[str], words: str) -> None:
+    ran = run(*arguments)
+    assert ran.code == 2 and words in ran.err
+
+
+def test_help_and_version(run: Run) -> None:
+    for arguments in (["--help"], ["train", "-h"], ["--version"]):
+        ran = run(*arguments)
+        assert ran.code == 0 and "fintune" in ran.out
+
+
+def test_help_starts_fast_and_loads_no_machine_learning_library() -> None:
+    program = (
+        "import sys; from fintune.cli import main; code = main(['--help']);"
+        "heavy = {'torch', 'transformers', 'pandas', 'datasets', 'sklearn', 'matplotlib'} & set(sys.modules);"
+        "sys.exit(f'loaded {heavy}' if heavy else code)"
+    )
+    elapsed_s = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        elapsed_s.append(time.perf_counter() - started)
+        assert done.returncode == 0, done.stderr
+    assert min(elapsed_s) < 3, "about 0.4 s on an idle machine; the bound leaves room for busy ones"
+
+
+def test_a_terminal_without_unicode_still_works(tmp_path: Path) -> None:
+    program = "import sys; from fintune.cli import main; sys.exit(main(['tränsform']))"
+    environment = {"PYTHONIOENCODING": "ascii", "PATH": "", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, check=False)
+    assert done.returncode == 2 and b"error" in done.stderr and b"Traceback" not in done.stderr

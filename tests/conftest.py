@@ -1,0 +1,17 @@
+"""Shared by all tests: nothing reaches a hub or a user's cache, and runs do not depend on the terminal."""
+
+from __future__ import annotations
+
+import os
+
+# Before any library reads them.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+from hypothesis import HealthCheck, settings
+
+# Examples are slow to start on a shared two-core machine; a deadline would only measure the neighbours.
+settings.register_profile("fintune", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fintune")

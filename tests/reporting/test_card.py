@@ -1,0 +1,100 @@
+import pytest
+import yaml
+
+from fintune.reporting import write_model_card
+from fintune.reporting.card import LICENCES, UNKNOWN, licence_id, strictest_licence
+from fintune.schema.results import DataLicence, EvaluationResults
+
+
+def card(tmp_path, recipe, results, facts):
+    path = write_model_card(tmp_path / "adapter", recipe=recipe, results=results, model_facts=facts)
+    assert path == tmp_path / "adapter" / "README.md"
+    text = path.read_text(encoding="utf-8")
+    _, front, body = text.split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def with_sources(results, *sources):
+    data = tuple(DataLicence(task="t", source=s, licence=licence, citation="c") for s, licence in sources)
+    return results.model_copy(update={"data": data})
+
+
+def test_front_matter_is_what_the_hub_reads(tmp_path, recipe, results, model_facts):
+    from huggingface_hub import ModelCard
+
+    front, body = card(tmp_path, recipe, results, model_facts)
+    assert front["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert front["library_name"] == "peft" and front["license"] == "apache-2.0"
+    assert front["datasets"] == ["zeroshot/twitter-financial-news-sentiment"]
+    assert {"finance", "lora", "qlora"} <= set(front["tags"])
+    loaded = ModelCard.load(tmp_path / "adapter" / "README.md").data
+    values = {r.metric_type: r.metric_value for r in loaded.eval_results}
+    assert values["accuracy"] == round(results.find("tfns", "tuned").metrics["accuracy"].value, 4)
+
+
+def test_the_body_is_honest(tmp_path, recipe, results, model_facts):
+    _, body = card(tmp_path, recipe, results, model_facts)
+    for words in (
+        "the tuned model beats the base model",
+        "TF-IDF + logistic regression",
+        "not investment advice",
+        "balanced by class; not the natural mix",
+        "| tfns | 900 | 120 | 2 | 3 | 3 |",
+        "AutoPeftModelForCausalLM",
+        "base weights in nf4",
+    ):
+        assert words in body, words
+
+
+def test_the_strictest_source_wins_and_unknown_is_said(tmp_path, recipe, results, model_facts):
+    mixed = with_sources(results, ("a/b", "MIT"), ("c/d", "CC BY-NC-SA 3.0"))
+    front, body = card(tmp_path, recipe, mixed, model_facts)
+    assert front["license"] == "cc-by-nc-sa-3.0" and front["datasets"] == ["a/b", "c/d"]
+    front, body = card(tmp_path, recipe, with_sources(results, ("a/b", "MIT"), ("c/d", "")), model_facts)
+    assert front["license"] == "unknown" and "check before any use" in body
+    front, _ = card(tmp_path, recipe, results, {})
+    assert front["license"] == "unknown"
+
+
+def test_local_names_do_not_leave_the_machine(tmp_path, recipe, results):
+    for base in ("/home/someone/models/llama", "smollm2-135m", "./models/base.gguf", "models/base.gguf"):
+        front, _ = card(tmp_path, recipe, results, {"base_model": base})
+        assert "base_model" not in front
+    front, _ = card(tmp_path, recipe, with_sources(results, ("/data/fpb.csv", "MIT"), ("sample", "MIT")), {})
+    assert "datasets" not in front
+
+
+def test_full_fine_tune_without_results(tmp_path, recipe):
+    whole = recipe.updated(adapter={"kind": "none"}, model={"base": "org/model"})
+    front, body = card(tmp_path, whole, EvaluationResults(model="m", adapter=None, results=()), {})
+    assert front["library_name"] == "transformers" and front["base_model"] == "org/model"
+    assert "metrics" not in front and "Nothing was measured" in body and "Full fine-tune" in body
+    assert "AutoPeft" not in body and "Not measured." in body and "unquantised" in body
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("MIT", "mit"),
+        ("MIT License", "mit"),
+        ("Apache License 2.0", "apache-2.0"),
+        ("apache2", "apache-2.0"),
+        ("CC BY-NC-SA 3.0", "cc-by-nc-sa-3.0"),
+        ("cc_by_4.0", "cc-by-4.0"),
+        ("Creative Commons BY-SA 4.0 International", "cc-by-sa-4.0"),
+        ("Llama 3.2 Community License", "llama3.2"),
+        ("llama3.1", "llama3.1"),
+        ("proprietary", UNKNOWN),
+        ("CC BY", UNKNOWN),
+        ("", UNKNOWN),
+    ],
+)
+def test_licences_are_read_however_written(written, expected):
+    assert licence_id(written) == expected
+
+
+def test_non_commercial_stands_before_permissive():
+    last_non_commercial = max(i for i, x in enumerate(LICENCES) if "-nc" in x)
+    assert last_non_commercial < min(LICENCES.index(x) for x in ("apache-2.0", "mit", "cc-by-4.0", "cc0-1.0"))
+    assert all(strictest_licence([a, b]) == a for a, b in zip(LICENCES, LICENCES[1:], strict=False))
+    assert all(licence_id(x) == x for x in LICENCES)
