@@ -107,6 +107,7 @@ def test_evaluating_between_steps_does_not_disturb_training(load_tiny):
             assert torch.equal(parameter.grad, expected[name]), name
 
 
+@pytest.mark.filterwarnings("ignore:.*checkpointing.*:FutureWarning")  # renamed in transformers 5.2x
 def test_gradients_flow_under_checkpointing_without_input_gradients(load_tiny):
     model = attach_adapter(load_tiny(quantization="nf4"), AdapterSection(rank=4), seed=0).train()
     step(model)
@@ -159,7 +160,13 @@ def test_kind_none_trains_everything_in_fp32_and_refuses_quantised_weights(load_
         attach_adapter(load_tiny(quantization="nf4"), AdapterSection(kind="none"), seed=0)
 
 
-# -- files --------------------------------------------------------------------------------------------------------------
+def test_the_end_of_turn_embedding_learns_although_it_is_also_the_pad_token(load_tiny):
+    model = attach_adapter(load_tiny(), AdapterSection(kind="none"), seed=0)
+    model.get_input_embeddings()(torch.tensor([2, 5])).sum().backward()
+    assert model.get_input_embeddings().weight.grad[2].abs().sum() > 0
+
+
+# -- files -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -202,9 +209,9 @@ def test_an_adapter_of_another_base_is_refused_unless_insisted_on(load_tiny, sav
     with pytest.raises(AdapterError, match="was trained on"):
         load_adapter(load_tiny(other), folder)
     load_adapter(load_tiny(other), folder, allow_other_base=True)
-    wrong_shape = write_tiny_model(tmp_path / "deeper", layers=3)
-    with pytest.raises(AdapterError):
-        load_adapter(load_tiny(wrong_shape), folder, allow_other_base=True)
+    shallower = write_tiny_model(tmp_path / "shallower", layers=1)
+    with pytest.raises(AdapterError, match="differ in"):
+        load_adapter(load_tiny(shallower), folder, allow_other_base=True)
 
 
 def test_a_foreign_adapter_is_matched_by_name(load_tiny, saved):

@@ -83,7 +83,11 @@ def test_a_prequantised_checkpoint_loads_as_it_is(load_tiny, tmp_path, double_qu
 @pytest.mark.parametrize(
     ("own", "asked", "sentence"),
     [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "nf4", "quantised to fp4"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+            "nf4",
+            "quantised to fp4",
+        ),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "nf4", "quantised to int8"),
         ({"quant_method": "gptq", "bits": 4}, "none", "quantised by gptq"),
     ],
@@ -144,7 +148,7 @@ def test_fetched_attention_kernels_are_refused(monkeypatch, tiny_folder, name):
         load_base(ModelSection(base=str(tiny_folder)), device=CPU, for_training=False, attn_implementation=name)
 
 
-# -- chat templates -----------------------------------------------------------------------------------------------------
+# -- chat templates --------------------------------------------------------------------------------
 
 CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
 

@@ -157,13 +157,16 @@ def test_a_conversion_that_dies_leaves_nothing_behind(fake_gguf, monkeypatch, ow
     file, calls = fake_gguf
     stale = own_cache / "bases" / f".gguf-{sha256_of(file)[:32]}-v{gguf.CONVERTER_VERSION}.partial-dead"
     stale.mkdir(parents=True)  # what a killed process leaves
-    monkeypatch.setattr(type(tiny_tokenizer()), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(
+        type(tiny_tokenizer()), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+    )
     with pytest.raises(ModelError, match="cannot be written"):
         locate(file)
     assert [entry.suffix for entry in (own_cache / "bases").iterdir()] == [".lock"]
 
 
 def test_a_file_that_is_not_gguf_is_refused(tmp_path):
+    pytest.importorskip("gguf")
     (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04")
     with pytest.raises(ModelError, match="not a GGUF file"):
         locate(tmp_path / "x.gguf")
@@ -186,5 +189,3 @@ def test_an_alias_whose_package_is_missing_or_altered_says_how_to_install_it(mon
     with pytest.raises(ModelError, match="not the expected"):
         locate("absent")
     assert "fintune_no_such_package" not in sys.modules
-
-

@@ -72,7 +72,6 @@ class EdgeModel:
         self.model = model
         self.backend = backend
         self.compute_dtype = compute_dtype
-        self._plain_attention: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -124,18 +123,21 @@ class EdgeModel:
         return edge_log_probabilities(logits, rows, batch.edge_target)
 
     def _padded_logits(self, call: nn.Module, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
-        self._set_attention(self._plain_attention or "sdpa")
+        self.use_plain_attention()
         columns, edge_column = torch.unique(batch.edge_column, return_inverse=True)
         output = call(
             input_ids=batch.tokens, attention_mask=batch.attention_mask, logits_to_keep=columns, use_cache=False
         )
         return output.logits.flatten(0, 1), batch.edge_row * len(columns) + edge_column
 
+    def use_plain_attention(self) -> None:
+        """Puts the architecture's own attention back, for padded rows and for code that knows nothing of trees."""
+        self._set_attention("sdpa" if self._unwrapped._supports_sdpa else "eager")
+
+    @property
+    def _unwrapped(self) -> Any:
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
     def _set_attention(self, name: str) -> None:
-        config = self.model.config
-        if config._attn_implementation == name:
-            return
-        if self._plain_attention is None:
-            self._plain_attention = config._attn_implementation
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        base.set_attn_implementation(name)
+        if self.model.config._attn_implementation != name:
+            self._unwrapped.set_attn_implementation(name)

@@ -60,10 +60,6 @@ def _require_gguf(file: Path) -> None:
         raise ModelError(f"{file} cannot be read ({exc.strerror}).", "Check the path in model.base.") from exc
     if magic != _MAGIC:
         raise ModelError(f"{file} is not a GGUF file.", "Download it again, or point model.base elsewhere.")
-    try:
-        import gguf  # noqa: F401
-    except ImportError as exc:
-        raise DependencyError("Reading GGUF files needs the gguf package.", "Run: pip install gguf") from exc
 
 
 def _is_intact(folder: Path, source_hash: str) -> bool:
@@ -104,6 +100,10 @@ def _read(file: Path) -> tuple[PreTrainedModel, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    try:
+        import gguf  # noqa: F401
+    except ImportError as exc:
+        raise DependencyError("Reading GGUF files needs the gguf package.", "Run: pip install gguf") from exc
     try:
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False

@@ -93,6 +93,10 @@ def load_base(
     template = apply_chat_template_override(tokenizer, section.chat_template, section.base)
     model = _load_model(files, section, plan, dtype, device, attn_implementation)
     settle_quantized_layers(model, plan, dtype, device)
+    # transformers gives the pad token's embedding no gradient; where the pad token is the end-of-turn token, that token
+    # would never learn. Nothing here relies on padding: batches are masked by length.
+    embeddings: Any = model.get_input_embeddings()
+    embeddings.padding_idx = None
     model.requires_grad_(False)
     model.eval()  # type: ignore[no-untyped-call]
     if for_training:

@@ -10,16 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fintune.models.quiet import no_progress_bars
+from fintune.models.templates import CHATML
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 Family = Literal["llama", "qwen2", "mistral", "gemma2", "gemma3"]
 FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "mistral", "gemma2", "gemma3")
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 _SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -143,6 +141,7 @@ def write_tiny_model(
         model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             tiny_config(family, sliding_window=sliding_window, layers=layers), dtype=torch.float32
         )
-    model.save_pretrained(folder)
+    with no_progress_bars():
+        model.save_pretrained(folder)
     tiny_tokenizer(chat_template=chat_template).save_pretrained(folder)
     return folder

@@ -155,7 +155,7 @@ def train_model(
         _require_same_run(checkpoint, fingerprint)
         restore_weights(model.model, checkpoint.path / "weights")
     if training.gradient_checkpointing:
-        _recompute_layers(model.model)
+        recompute_layers(model.model)
     metrics = MetricsCallback(MetricsLog(run.metrics, checkpoint.step if checkpoint else 0), plan.steps_per_epoch)
     bar = ProgressCallback(metrics) if progress else None
     callbacks = [metrics, ScheduleCallback(training.save_steps, training.eval_steps), *([bar] if bar else [])]
@@ -207,8 +207,12 @@ def _require_same_run(checkpoint: Checkpoint, fingerprint: dict[str, Any]) -> No
         )
 
 
-def _recompute_layers(model: Any) -> None:
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+def recompute_layers(model: Any) -> None:
+    """Makes the model recompute each layer in the backward pass instead of keeping its activations."""
+    if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.20
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _load_best(trainer: TreeTrainer, model: EdgeModel, run: RunDirectory) -> int | None:

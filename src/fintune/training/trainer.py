@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from fintune.inference.forward import EdgeModel
 from fintune.training.checkpoints import rotate, staged_checkpoint
@@ -58,6 +58,7 @@ class TreeTrainer(Trainer):
         self.last_step: Step | None = None
         super().__init__(model=edge_model.model, args=arguments, train_dataset=steps, callbacks=callbacks)
         self.loss_is_scaled_for_ga = True
+        self.remove_callback(PrinterCallback)  # metrics.jsonl and the progress bar say it
 
     def get_train_dataloader(self) -> DataLoader[Step]:
         """Steps in order; the plan inside them has already drawn and dealt out the samples."""

@@ -134,7 +134,7 @@ def _split_best_fit(samples: Sequence[TokenSample], order: Sequence[int], budget
 def _split_rectangles(samples: Sequence[TokenSample], order: Sequence[int], budget: int) -> list[list[int]]:
     groups: list[list[int]] = []
     for index in order:  # longest first, so the group's first sample is its width
-        if groups and (len(groups[-1]) + 1) * len(samples[groups[-1][0]]) <= budget:
+        if groups and (len(groups[-1]) + 1) * max(1, len(samples[groups[-1][0]])) <= budget:
             groups[-1].append(index)
         else:
             groups.append([index])
