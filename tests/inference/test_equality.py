@@ -224,9 +224,9 @@ def one_by_one_likelihoods(model, examples):
     for example in examples:
         row = []
         for choice in example.choices:
-            tokens = torch.from_numpy(np.concatenate([example.prompt, choice]))
+            tokens = torch.from_numpy(np.concatenate([example.prompt, choice])).to(model.device)
             log_p = model.model(input_ids=tokens[None]).logits[0].float().log_softmax(-1)
-            at = torch.arange(len(example.prompt) - 1, len(tokens) - 1)
+            at = torch.arange(len(example.prompt) - 1, len(tokens) - 1, device=model.device)
             row.append(log_p[at, tokens[at + 1]].sum().item())
         rows.append(row)
     return np.asarray(rows)

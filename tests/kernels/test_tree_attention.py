@@ -3,12 +3,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.trees.samples import sample, sample_lists
 from torch import nn
 
 from fintune.kernels.tree_attention import TreeContext, ancestor_mask, tree_attention
 from fintune.schema.errors import InternalError, ModelError
 from fintune.trees.prefix_tree import build_tree
-from tests.trees.samples import sample, sample_lists
 
 
 def states(tokens, heads=4, groups=2, size=8, dtype=torch.float32):

@@ -116,7 +116,7 @@ class EdgeModel:
         logits, rows = self.logits(batch, model)
         return edge_cross_entropy(logits, rows, batch.edge_target, batch.edge_weight)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, whose tensors compiled FlexAttention refuses
     def edge_log_probabilities(self, batch: Batch) -> Tensor:
         """(E,) fp32 log-probabilities of the edges' targets."""
         logits, rows = self.logits(batch)

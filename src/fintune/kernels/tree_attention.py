@@ -9,7 +9,9 @@ Shapes: T tokens, H query heads, G key-value heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from fintune.schema.errors import InternalError, ModelError
 
 ATTENTION_NAME = "fintune_tree"
+MOST_KERNELS = 64
 Backend = Literal["flex", "sdpa", "eager"]
 
 
@@ -146,23 +149,28 @@ def _eager(
 _compiled_flex: Any = None
 
 
+@lru_cache
+def _soft_cap(bound: float) -> Callable[..., Tensor]:
+    # One function per bound: a fresh closure each call would recompile until the limit and then run unfused.
+    def score_mod(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return bound * torch.tanh(score / bound)
+
+    return score_mod
+
+
 def _flex(query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> Tensor:
     global _compiled_flex
     from torch.nn.attention.flex_attention import flex_attention
 
     if _compiled_flex is None:
+        # Buckets, windows, heads and training or not each need a kernel; past the limit flex runs unfused.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_KERNELS)
         _compiled_flex = torch.compile(flex_attention)
-    score_mod = None
-    if softcap is not None:
-
-        def score_mod(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return softcap * torch.tanh(score / softcap)
-
     out: Tensor = _compiled_flex(
         query,
         key,
         value,
-        score_mod=score_mod,
+        score_mod=None if softcap is None else _soft_cap(softcap),
         block_mask=mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],

@@ -71,7 +71,7 @@ def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
 
 
 def load_base(
-    section: ModelSection, *, device: torch.device, for_training: bool, attn_implementation: str = "sdpa"
+    section: ModelSection, *, device: torch.device, for_training: bool, attn_implementation: str | None = None
 ) -> LoadedBase:
     """Loads the base model of a recipe with its tokenizer.
 
@@ -79,13 +79,15 @@ def load_base(
         section: the recipe's model section.
         device: where the model goes.
         for_training: switches the key-value cache off; the model is returned in evaluation mode either way.
-        attn_implementation: any name registered with transformers' ``AttentionInterface``.
+        attn_implementation: any name registered with transformers' ``AttentionInterface``; None leaves the choice to
+            transformers (SDPA where the architecture has it).
 
     Raises:
         ModelError: the model cannot be found, read, or held as asked.
     """
     forbid_fetched_kernels()
-    _refuse_fetched_attention(attn_implementation)
+    if attn_implementation is not None:
+        _refuse_fetched_attention(attn_implementation)
     files = locate_base(section)
     plan = plan_quantization(section, read_json(files.path / "config.json"))
     dtype = pick_dtype(section.dtype, device)
@@ -106,7 +108,7 @@ def load_base(
         prequantized=plan.prequantized,
         double_quant=plan.double_quant,
         chat_template=template,
-        attention=attn_implementation,
+        attention=str(model.config._attn_implementation),
         weight_bytes=int(model.get_memory_footprint()),  # type: ignore[no-untyped-call]
         parameters=int(model.num_parameters()),
     )
@@ -132,7 +134,7 @@ def _load_model(
     plan: QuantizationPlan,
     dtype: torch.dtype,
     device: torch.device,
-    attn_implementation: str,
+    attn_implementation: str | None,
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
