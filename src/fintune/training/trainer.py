@@ -93,6 +93,12 @@ class TreeTrainer(Trainer):
         self.edge_model.model.train()
         return metrics
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = bool(super()._determine_best_metric(metrics, trial))
+        if is_best:  # the Trainer itself only notes the step under a save strategy of its own
+            self.state.best_global_step = self.state.global_step
+        return is_best
+
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: the estimate of ``transformers`` knows nothing of shared prefixes."""
         return 0

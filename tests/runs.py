@@ -1,0 +1,41 @@
+"""Short whole runs on a tiny random model and the shipped sample."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import fintune
+from fintune.schema.outcomes import TrainingOutcome
+
+QUICK = (
+    "model.quantization=none",
+    "adapter.rank=4",
+    "adapter.alpha=8",
+    "data.train_limit=48",
+    "data.validation_limit=24",
+    "training.save_steps=2",
+    "training.tracking=[]",
+    "evaluation.limit=40",
+    "evaluation.bootstrap_samples=100",
+    "evaluation.baselines=[majority]",
+    "report.enabled=false",
+)
+
+
+def run(base: Path, place: Path, *changes: str, recipe: str | Path = "quickstart", **options) -> TrainingOutcome:
+    overrides = [f"model.base={base}", *QUICK, *changes]
+    return fintune.train(recipe, overrides=overrides, output_dir=place, progress=False, **options)
+
+
+def metrics(outcome: TrainingOutcome) -> list[dict]:
+    return [json.loads(line) for line in (outcome.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(outcome: TrainingOutcome) -> list[float]:
+    return [row["loss"] for row in metrics(outcome) if "loss" in row]
+
+
+def weights(outcome: TrainingOutcome) -> bytes:
+    (file,) = outcome.adapter_dir.glob("*model.safetensors")
+    return file.read_bytes()

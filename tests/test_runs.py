@@ -1,0 +1,220 @@
+"""Whole runs: what they leave behind, that they repeat, resume and refuse as promised."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import fintune
+from fintune.models.tiny import write_tiny_model
+from fintune.schema.errors import RecipeError, RunError
+from fintune.schema.run_directory import RunDirectory
+from fintune.training import trainer as trainer_module
+from fintune.training.checkpoints import is_intact, list_checkpoints, newest_intact
+from tests.runs import losses, metrics, run, weights
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("FINTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="module")
+def straight(base, tmp_path_factory):
+    return run(base, tmp_path_factory.mktemp("straight") / "run")
+
+
+def test_a_run_leaves_everything_it_promises(base, tmp_path):
+    outcome = run(
+        base, tmp_path / "run", "report.enabled=true", "training.tracking=[tensorboard]", "model.quantization=nf4"
+    )
+    place = RunDirectory(outcome.run_dir)
+    for file in (place.recipe, place.environment, place.facts, place.metrics, place.predictions, place.results):
+        assert file.is_file(), file
+    assert outcome.report == outcome.run_dir / "report.html" and outcome.report.stat().st_size > 10_000
+    assert {"report.md", "tables.tex"} <= {path.name for path in outcome.run_dir.iterdir()}
+    assert (outcome.run_dir / "figures" / "training_curves.png").is_file()
+    assert any(place.tensorboard.iterdir())
+    assert {"adapter_model.safetensors", "tokenizer.json", "README.md"} <= {p.name for p in place.adapter.iterdir()}
+    records = place.read_records()
+    assert {r.system for r in records} == {"base", "tuned", "majority"} and len(records) == 3 * 40
+    assert all(abs(sum(r.probabilities) - 1) < 1e-6 for r in records if r.system == "tuned")
+    rows = metrics(outcome)
+    wanted = {"step", "epoch", "loss", "grad_norm", "learning_rate", "tokens_per_s", "samples_per_s", "peak_bytes"}
+    assert all(wanted <= set(row) for row in rows)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert fintune.report(outcome.run_dir) == outcome.report
+
+
+def test_the_resolved_recipe_reproduces_the_run(straight, tmp_path):
+    again = fintune.train(straight.run_dir / "recipe.yaml", output_dir=tmp_path / "again", progress=False)
+    assert losses(again) == losses(straight)
+    assert weights(again) == weights(straight)
+    resolved = (straight.run_dir / "recipe.yaml").read_text()
+    assert resolved.count("content_hash") >= 2 and "content_hash: null" not in resolved
+
+
+@pytest.mark.parametrize("packing", ["sequence", "none"])
+def test_packings_follow_the_same_trajectory(base, straight, tmp_path, packing):
+    other = run(base, tmp_path / packing, f"training.packing={packing}")
+    np.testing.assert_allclose(losses(other), losses(straight), atol=2e-4)
+
+
+def test_a_smaller_budget_follows_the_same_trajectory(base, straight, tmp_path):
+    other = run(base, tmp_path / "small", "training.tokens_per_batch=100")
+    np.testing.assert_allclose(losses(other), losses(straight), atol=2e-4)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("killed_at", [1, 3, 4])
+def test_a_killed_run_resumes_to_the_same_bits(base, tmp_path, monkeypatch, killed_at, dropout):
+    changes = [
+        f"adapter.dropout={dropout}",
+        "evaluation.base=false",
+        "data.validation_limit=9",
+        "training.eval_steps=2",
+    ]
+    whole = run(base, tmp_path / "whole", *changes)
+    train_step = trainer_module.TreeTrainer.training_step
+
+    def dies(self, model, inputs, num_items_in_batch=None):
+        if self.state.global_step == killed_at:
+            raise Killed
+        return train_step(self, model, inputs, num_items_in_batch)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(trainer_module.TreeTrainer, "training_step", dies)
+        run(base, tmp_path / "killed", *changes)
+    resumed = run(base, tmp_path / "killed", *changes)
+    assert resumed.facts["resumed_from_step"] == killed_at - killed_at % 2
+    assert weights(resumed) == weights(whole)
+    assert losses(resumed) == losses(whole)
+    assert [row["step"] for row in metrics(resumed)] == [row["step"] for row in metrics(whole)]
+
+
+def test_a_finished_training_is_not_repeated(base, straight, monkeypatch):
+    def fails(*_, **__):
+        raise AssertionError("trained again")
+
+    before = straight.results.find("tfns", "tuned")
+    monkeypatch.setattr(trainer_module.TreeTrainer, "train", fails)
+    again = run(base, straight.run_dir)
+    assert again.results.find("tfns", "tuned").metrics == before.metrics
+
+
+def test_a_damaged_checkpoint_is_passed_over(base, tmp_path, monkeypatch, caplog):
+    outcome = run(base, tmp_path / "run", "training.keep_checkpoints=3")
+    checkpoints = list_checkpoints(outcome.run_dir / "checkpoints")
+    assert all(map(is_intact, checkpoints))
+    optimizer = checkpoints[-1].path / "optimizer.pt"
+    content = bytearray(optimizer.read_bytes())
+    content[len(content) // 2] ^= 1
+    optimizer.write_bytes(content)
+    assert newest_intact(outcome.run_dir / "checkpoints") == checkpoints[-2]
+    assert "damaged" in caplog.text
+
+
+def test_another_recipe_in_the_same_directory_is_refused_and_nothing_is_lost(base, straight):
+    before = weights(straight)
+    with pytest.raises(RunError, match=r"training\.learning_rate.*--no-resume"):
+        run(base, straight.run_dir, "training.learning_rate=5e-4")
+    assert weights(straight) == before
+
+
+def test_no_resume_starts_beside_the_finished_run(base, tmp_path):
+    first = run(base, tmp_path / "run", "data.train_limit=8")
+    second = run(base, tmp_path / "run", "data.train_limit=8", resume=False)
+    assert second.run_dir == tmp_path / "run-2" and first.run_dir.is_dir()
+
+
+def test_the_best_checkpoint_is_kept_and_used(base, tmp_path):
+    outcome = run(
+        base,
+        tmp_path / "run",
+        "training.eval_steps=2",
+        "training.best_metric=loss",
+        "training.learning_rate=0.05",
+        "training.keep_checkpoints=1",
+        "training.epochs=2",
+    )
+    validated = {row["step"]: row["eval_loss"] for row in metrics(outcome) if "eval_loss" in row}
+    best = min(validated, key=validated.get)
+    assert len(set(validated.values())) > 1
+    assert outcome.facts["best_step"] == best
+    saved = outcome.run_dir / "checkpoints" / f"checkpoint-{best}" / "weights" / "adapter_model.safetensors"
+    assert saved.read_bytes() == weights(outcome)
+
+
+def test_all_weights_can_be_trained_and_used(base, tmp_path):
+    outcome = run(base, tmp_path / "run", "adapter.kind=none")
+    assert losses(outcome)[-1] < losses(outcome)[0]
+    assert outcome.facts["trainable_parameters"] == outcome.facts["all_parameters"]
+    (prediction,) = fintune.load(outcome.run_dir, device="cpu").predict(["Profit rose."])
+    assert prediction.label in {"negative", "neutral", "positive"}
+
+
+def test_a_run_labels_texts_as_it_was_measured(straight):
+    records = [r for r in RunDirectory(straight.run_dir).read_records() if r.system == "tuned"]
+    for place in (straight.run_dir, straight.adapter_dir):
+        predictor = fintune.load(place, device="cpu")
+        found = predictor.predict([r.text for r in records])
+        assert [p.label for p in found] == [r.prediction for r in records]
+        for prediction, record in zip(found, records, strict=True):
+            np.testing.assert_allclose(list(prediction.probabilities.values()), record.probabilities, atol=1e-4)
+
+
+def test_evaluate_compares_base_and_adapter(base, straight, tmp_path):
+    results = fintune.evaluate(
+        str(base),
+        adapter=straight.run_dir,
+        tasks=["tfns:sample"],
+        limit=40,
+        output_dir=tmp_path / "out",
+        overrides=["evaluation.bootstrap_samples=100", "report.enabled=false"],
+        progress=False,
+    )
+    assert results.find("tfns", "tuned").metrics == straight.results.find("tfns", "tuned").metrics
+    assert {c.reference for c in results.comparisons} == {"base"}
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["model"] == str(base)
+
+
+def test_preview_shows_tokens_and_loss_mask_without_weights(base):
+    shown = fintune.preview("quickstart", overrides=[f"model.base={base}"], samples=2)
+    assert len(shown) == 2
+    for sample in shown:
+        answer = "".join(text for text, _, supervised in sample.tokens if supervised)
+        assert answer.removesuffix("<|im_end|>") in {"negative", "neutral", "positive"}
+
+
+PHRASES = {
+    "negative": "Operating loss widened to EUR {} mn",
+    "neutral": "The board has {} members",
+    "positive": "Net sales rose {} %",
+}
+
+
+@pytest.mark.parametrize("name", ["finllama-sentiment", "finllama-sentiment-3epoch"])
+def test_shipped_recipes_run_on_a_tiny_model(base, tmp_path, name):
+    bank = tmp_path / "Sentences_AllAgree.txt"
+    lines = [f"{phrase.format(n)} .@{label}" for n in range(40) for label, phrase in PHRASES.items()]
+    bank.write_text("\n".join(lines), encoding="latin-1")
+    outcome = run(base, tmp_path / "run", f"data.tasks.0.source={bank}", "training.optimizer=adamw", recipe=name)
+    assert outcome.results.find("fpb", "tuned").n > 20
+    assert losses(outcome)[-1] < losses(outcome)[0]
+
+
+def test_impossible_recipes_fail_before_anything_is_loaded(tmp_path):
+    with pytest.raises(RecipeError, match="quantised weights cannot be trained"):
+        fintune.train("quickstart", overrides=["adapter.kind=none", "model.base=/nowhere"], output_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
