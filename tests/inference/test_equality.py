@@ -21,6 +21,7 @@ from fintune.inference.forward import EdgeModel, supported_packing
 from fintune.inference.likelihood import choice_log_likelihoods
 from fintune.models.adapters import peft_quiet
 from fintune.models.tiny import write_tiny_model
+from fintune.schema.errors import ModelError
 from fintune.schema.example import Example, Message
 from fintune.training.run import recompute_layers
 from fintune.trees.chat import ChatFormat, EncodedExample
@@ -240,6 +241,13 @@ def test_architectures_that_cannot_share_fall_back_and_say_so(tiny):
     scaled.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     packing, reason = supported_packing(scaled, "tree")
     assert packing == "none" and "RoPE" in reason
+
+
+def test_a_model_that_ignores_the_tree_is_an_error(tiny, monkeypatch):
+    monkeypatch.setattr(tiny, "_set_attention", lambda name: None)
+    tiny.model.get_base_model().set_attn_implementation("eager")
+    with pytest.raises(ModelError, match="ignored the token tree"):
+        gradients(tiny, shared_prompt_samples(), "tree")
 
 
 @pytest.fixture(scope="module")

@@ -102,13 +102,19 @@ class EdgeModel:
 
     def _tree_logits(self, call: nn.Module, batch: TreeBatch) -> tuple[Tensor, Tensor]:
         self._set_attention(ATTENTION_NAME)
+        tree = TreeContext(batch.subtree_end, batch.depth, self.backend)
         output = call(
             input_ids=batch.tokens[None],
             position_ids=batch.depth[None],
             logits_to_keep=batch.parents,
             use_cache=False,
-            tree=TreeContext(batch.subtree_end, batch.depth, self.backend),
+            tree=tree,
         )
+        if not tree.calls:
+            raise ModelError(
+                f"The attention of {type(self._unwrapped).__name__} cannot be replaced, so it ignored the token tree.",
+                "Set training.packing=none.",
+            )
         return output.logits[0], batch.edge_parent
 
     def loss_sum(self, batch: Batch, model: nn.Module | None = None) -> Tensor:

@@ -41,11 +41,13 @@ class TreeContext:
         subtree_end: (T,) one past each token's last descendant.
         depth: (T,) positions.
         backend: flex, sdpa or eager.
+        calls: how often a layer attended over this tree; 0 after a forward pass means the model ignored it.
     """
 
     subtree_end: Tensor
     depth: Tensor
     backend: Backend
+    calls: int = 0
     _masks: dict[int | None, Any] = field(default_factory=dict)
 
     def mask(self, window: int | None) -> Any:
@@ -116,6 +118,7 @@ def tree_attention(
         raise ModelError("Attention dropout is not supported over trees.", "Set attention_dropout to 0 in the config.")
     if query.shape[0] != 1 or query.shape[2] != len(tree.subtree_end):
         raise InternalError(f"Queries {tuple(query.shape)} do not match a tree of {len(tree.subtree_end)} tokens.")
+    tree.calls += 1
     mask = tree.mask(sliding_window)
     if tree.backend == "flex":
         out = _flex(query, key, value, mask, scaling, softcap)
