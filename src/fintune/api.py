@@ -70,7 +70,7 @@ def evaluate(
     split: str = "test",
     limit: int | None = None,
     prompt: str | None = None,
-    quantization: str = "none",
+    quantization: str | None = None,
     baselines: Sequence[str] = (),
     output_dir: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -84,8 +84,8 @@ def evaluate(
         tasks: task names, each optionally ``name:source`` to say where its rows are.
         split: test or validation.
         limit: at most this many documents a task.
-        prompt: named prompt of every task.
-        quantization: none, nf4 or int8.
+        prompt: named prompt of every task; the one the adapter was trained with, or the default, when None.
+        quantization: none, nf4 or int8; what the adapter was trained with, or none, when None.
         baselines: classical systems to score beside: majority, lexicon, tfidf.
         output_dir: where predictions, results and the report go; nothing is written when None.
         overrides: further ``key.sub=value`` strings for the recipe this makes.
@@ -93,23 +93,31 @@ def evaluate(
     """
     from fintune.pipeline import evaluate_recipe
 
-    sections = [_task_section(name, prompt) for name in tasks]
+    folder = _adapter_folder(adapter)
+    trained = load_recipe(folder) if folder is not None and (folder / "recipe.yaml").is_file() else None
+    known = trained.model if trained else None
     recipe = load_recipe(
         {
             "name": "evaluation",
-            "model": {"base": model, "quantization": quantization},
-            "data": {"tasks": sections},
+            "model": {
+                "base": model,
+                "quantization": quantization or (known.quantization if known else "none"),
+                "chat_template": known.chat_template if known else None,
+            },
+            "data": {"tasks": [_task_section(name, prompt, trained) for name in tasks]},
+            "training": {"max_length": trained.training.max_length} if trained else {},
             "evaluation": {"split": split, "limit": limit, "baselines": list(baselines)},
         },
         overrides,
     )
     run = RunDirectory(Path(output_dir)) if output_dir is not None else None
-    return evaluate_recipe(recipe, _adapter_folder(adapter), run, progress=progress)
+    return evaluate_recipe(recipe, folder, run, progress=progress)
 
 
-def _task_section(name: str, prompt: str | None) -> dict[str, Any]:
+def _task_section(name: str, prompt: str | None, trained: Recipe | None) -> dict[str, Any]:
     task, _, source = name.partition(":")
-    return {"name": task, "prompt": prompt, "source": source or None}
+    known = next((section.prompt for section in trained.data.tasks if section.name == task), None) if trained else None
+    return {"name": task, "prompt": prompt or known, "source": source or None}
 
 
 def _adapter_folder(adapter: str | Path | None) -> Path | None:

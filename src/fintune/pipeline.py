@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +17,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from fintune.environment import describe_environment
 from fintune.evaluation.scoring import Scorer
 from fintune.evaluation.suite import RunData, baseline_records, load_run_data, score_systems
 from fintune.inference.forward import EdgeModel, choose_backend, supported_packing
 from fintune.inference.progress import tracking
-from fintune.models.adapter_files import load_adapter, save_adapter
+from fintune.models.adapter_files import load_adapter, read_adapter_info, require_same_base, save_adapter
 from fintune.models.adapters import attach_adapter, count_parameters, trainable_parameters_line
 from fintune.models.load import LoadedBase, load_base
-from fintune.schema.errors import DataError, RunError
+from fintune.schema.errors import DataError, RecipeError, RunError
 from fintune.schema.loading import load_recipe, save_recipe
 from fintune.schema.outcomes import TrainingOutcome
 from fintune.schema.recipe import Packing, Recipe
@@ -47,9 +51,9 @@ class Session:
     progress: bool
 
     @classmethod
-    def open(cls, recipe: Recipe, *, progress: bool) -> Session:
+    def open(cls, recipe: Recipe, *, training: bool, progress: bool) -> Session:
         """Loads the rows first, then the model: mistakes in the data show before anything slow happens."""
-        data = load_run_data(recipe)
+        data = load_run_data(recipe, training=training)
         base = load_base(data.recipe.model, device=default_device(), for_training=True)
         pinned = data.recipe.model.model_copy(
             update={"revision": base.files.revision, "content_hash": base.files.content_hash}
@@ -99,6 +103,9 @@ class Session:
             scored, compared = score_systems(task, rows, self.recipe.evaluation, self.recipe.seed)
             results += scored
             comparisons += compared
+        documents = [example for _, rows in self.data.tested for example in rows]
+        fitted = encode_all(self.chat, documents)
+        counts = {**counts, "shortened_documents": fitted.truncated, "documents_that_do_not_fit": fitted.dropped}
         return EvaluationResults(
             model=self.recipe.model.base,
             adapter=adapter,
@@ -113,8 +120,6 @@ class Session:
 
 def default_device() -> torch.device:
     """The first GPU of this process, or the CPU."""
-    import os
-
     import torch
 
     if not torch.cuda.is_available():
@@ -128,10 +133,12 @@ def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> Training
     Raises:
         RunError: the directory holds a run of another recipe, data set or base.
     """
-    from fintune.training.run import TrainedRun, train_model
+    from fintune.training.run import TrainedRun, require_trackers, train_model
 
     started = time.perf_counter()
-    session = Session.open(recipe, progress=progress)
+    _require_one_process()
+    require_trackers(recipe)
+    session = Session.open(recipe, training=True, progress=progress)
     _require_same_recipe(run, session.recipe)
     run.path.mkdir(parents=True, exist_ok=True)
     save_recipe(session.recipe, run.recipe)
@@ -163,7 +170,7 @@ def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> Training
         )
         facts |= _training_facts(trained)
         write_json(run.facts, facts)
-        save_adapter(model.model, session.base.tokenizer, run.adapter, session.base.files)
+        _save_result(session, model, run)
     results = _evaluate_run(session, model, base_records, run, train_set, started)
     report = write_run_report(run, session.recipe) if session.recipe.report.enabled else None
     return TrainingOutcome(run.path, run.adapter, results, report, facts)
@@ -174,7 +181,11 @@ def evaluate_recipe(
 ) -> EvaluationResults:
     """Scores the base, and an adapter beside it, on the recipe's tasks."""
     started = time.perf_counter()
-    session = Session.open(recipe, progress=progress)
+    if run is not None and (run.adapter.exists() or run.checkpoints.exists()):
+        raise RunError(f"{run.path} holds a training run, which would be overwritten.", "Choose another --output-dir.")
+    session = Session.open(recipe, training=False, progress=progress)
+    if adapter is not None:
+        require_same_base(session.base, read_adapter_info(adapter))
     base_model = session.edge_model(session.base.model)
     records = session.score(base_model, "base") if recipe.evaluation.base or adapter is None else []
     if adapter is not None:
@@ -237,13 +248,22 @@ def _base_records(session: Session, run: RunDirectory, is_trained: bool) -> list
     """The untuned base on all documents: kept from an earlier start of this run, or scored now."""
     if not session.recipe.evaluation.base:
         return []
-    wanted = {(e.task, e.example_id) for _, documents in session.data.tested for e in documents}
-    kept = [DocumentRecord.model_validate(row) for row in read_jsonl(run.base_predictions)]
-    if {(record.task, record.example_id) for record in kept} == wanted:
-        return kept
+    asked = _hash([session.recipe.model.model_dump(mode="json"), session.recipe.training.max_length, _prompts(session)])
+    kept = list(read_jsonl(run.base_predictions))
+    if kept and kept[0].get("asked") == asked:
+        return [DocumentRecord.model_validate(row) for row in kept[1:]]
     records = session.score(session.edge_model(session.base.model), "base")
-    write_records(run.base_predictions, records)
+    lines = [json.dumps({"asked": asked}), *(record.model_dump_json() for record in records)]
+    write_text_atomically(run.base_predictions, "\n".join(lines) + "\n")
     return records
+
+
+def _prompts(session: Session) -> list[Any]:
+    return [
+        [example.task, example.example_id, example.target, example.choices, [m.content for m in example.messages]]
+        for _, documents in session.data.tested
+        for example in documents
+    ]
 
 
 def _classical_records(session: Session) -> list[DocumentRecord]:
@@ -264,6 +284,25 @@ def _encoded_training_set(session: Session) -> EncodedSet:
     if encoded.dropped:
         log.warning("%d training samples are longer than max_length without their text: dropped.", encoded.dropped)
     return encoded
+
+
+def _require_one_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise RecipeError("Training on several GPUs is not supported yet.", "Start one process, without torchrun.")
+
+
+def _save_result(session: Session, model: EdgeModel, run: RunDirectory) -> None:
+    """The adapter with tokenizer and recipe, so that it can be moved away from its run and still be used rightly."""
+    try:
+        with tempfile.TemporaryDirectory(dir=run.path, prefix=".adapter-") as aside:
+            place = save_adapter(model.model, session.base.tokenizer, Path(aside) / "adapter", session.base.files)
+            save_recipe(session.recipe, RunDirectory(place).recipe)
+            place.rename(run.adapter)
+    except (OSError, SafetensorError) as exc:
+        raise RunError(
+            f"The adapter could not be written to {run.adapter} ({exc}).",
+            "Free some space and start the same command again; it goes on from the last checkpoint.",
+        ) from exc
 
 
 def _validates(session: Session) -> bool:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fintune.evaluation.baselines import read_loughran_mcdonald, run_baselines
-from fintune.schema.errors import DataError, RecipeError
+from fintune.evaluation.baselines import run_baselines
+from fintune.schema.errors import RecipeError
 from fintune.schema.recipe import TaskSection
 from fintune.tasks import get_task, load_task
 from fintune.tasks.base import Row
@@ -52,19 +52,6 @@ def test_training_rows_under_another_prompt_count_in_the_test_prompts_words():
 def test_tfidf_survives_few_rows_and_absent_classes(labels):
     records = run_baselines(["tfidf"], examples(labels), examples(list(TEXTS)), TASK, 1)["tfidf"]
     assert all(len(r.probabilities) == 3 and r.probabilities[0] == 0 for r in records)
-
-
-def test_loughran_mcdonald_comes_from_the_users_file(tmp_path):
-    file = tmp_path / "lm.csv"
-    file.write_text("Word,Negative,Positive\nGAINS,0,2009\nFRAUD,2009,0\nLOSSES,2009,0\nNULL,0,0\n")
-    assert read_loughran_mcdonald(file) == {"GAINS": 1, "FRAUD": -1, "LOSSES": -1}
-    records = run_baselines(["loughran_mcdonald"], [], examples(list(TEXTS)), TASK, 1, lexicon_path=file)
-    assert all(r.correct for r in records["loughran_mcdonald"])
-    file.write_text("Token,Tone\nx,1\n")
-    with pytest.raises(DataError, match="not a Loughran-McDonald dictionary"):
-        read_loughran_mcdonald(file)
-    with pytest.raises(RecipeError, match="needs the dictionary"):
-        run_baselines(["loughran_mcdonald"], [], examples(["neutral"]), TASK, 1)
 
 
 def test_an_unknown_baseline_is_named():

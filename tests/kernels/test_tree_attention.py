@@ -50,7 +50,7 @@ def test_sdpa_equals_the_eager_twin_in_values_and_gradients(window, scaling):
 
 
 def test_a_missing_tree_is_an_error_and_no_silent_fallback():
-    with pytest.raises(InternalError, match="without a tree"):
+    with pytest.raises(ModelError, match="without a tree"):
         tree_attention(nn.Module(), *states(4), None)
 
 

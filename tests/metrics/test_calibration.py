@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import brier_score_loss
 
-from fintune.metrics import brier_score, expected_calibration_error, reliability_table
+from fintune.metrics import expected_calibration_error, reliability_table
 from fintune.schema.errors import DataError
 
 answers = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=80)
@@ -55,10 +54,3 @@ def test_extremes():
 def test_a_number_that_is_no_probability_is_refused(bad):
     with pytest.raises(DataError, match="outside"):
         expected_calibration_error([0.5, bad], [True, True])
-
-
-def test_brier_equals_scikit_learn():
-    rng = np.random.default_rng(0)
-    probability = rng.dirichlet(np.ones(3), size=50)
-    target = rng.integers(0, 3, size=50)
-    assert brier_score(probability, target) == pytest.approx(brier_score_loss(target, probability, labels=[0, 1, 2]))

@@ -5,9 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fintune.models import load_base, pick_dtype, write_tiny_model
+from fintune.models import pick_dtype, write_tiny_model
 from fintune.schema.errors import ModelError
-from fintune.schema.recipe import ModelSection
 
 CPU = torch.device("cpu")
 
@@ -139,13 +138,6 @@ def test_code_in_a_checkpoint_does_not_run_unasked(load_tiny, tiny_folder, tmp_p
         load_tiny(folder)
     assert not (tmp_path / "ran").exists()
     assert "trust_remote_code" in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["kernels-community/flash-attn2", "flash_attention_3", "flash_attention_2"])
-def test_fetched_attention_kernels_are_refused(monkeypatch, tiny_folder, name):
-    monkeypatch.delenv("USE_HUB_KERNELS", raising=False)
-    with pytest.raises(ModelError, match="would download"):
-        load_base(ModelSection(base=str(tiny_folder)), device=CPU, for_training=False, attn_implementation=name)
 
 
 # -- chat templates --------------------------------------------------------------------------------

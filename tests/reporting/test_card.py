@@ -65,7 +65,9 @@ def test_local_names_do_not_leave_the_machine(tmp_path, recipe, results):
 
 
 def test_full_fine_tune_without_results(tmp_path, recipe):
-    whole = recipe.updated(adapter={"kind": "none"}, model={"base": "org/model"})
+    whole = type(recipe).model_validate(
+        {**recipe.model_dump(), "adapter": {"kind": "none"}, "model": {"base": "org/model"}}
+    )
     front, body = card(tmp_path, whole, EvaluationResults(model="m", adapter=None, results=()), {})
     assert front["library_name"] == "transformers" and front["base_model"] == "org/model"
     assert "metrics" not in front and "Nothing was measured" in body and "Full fine-tune" in body

@@ -7,18 +7,14 @@ licence forbids shipping it); TF-IDF with logistic regression.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fintune.schema.errors import DataError, DependencyError, RecipeError
+from fintune.schema.errors import DependencyError, RecipeError
 from fintune.schema.example import Example
 from fintune.schema.results import DocumentRecord
 from fintune.tasks import Task
@@ -40,18 +36,15 @@ def run_baselines(
     test: Sequence[Example],
     task: Task,
     seed: int,
-    *,
-    lexicon_path: str | Path | None = None,
 ) -> dict[str, list[DocumentRecord]]:
     """Scores classical systems on the test documents.
 
     Args:
-        names: of ``majority``, ``lexicon``, ``tfidf`` and ``loughran_mcdonald`` (needs ``lexicon_path``).
+        names: of ``majority``, ``lexicon`` and ``tfidf``.
         train: the rows the model was trained on; only these are learnt from.
         test: the documents to answer.
         task: the task; one without a closed label set has no baselines here.
         seed: shuffles the cross-validation folds.
-        lexicon_path: the Loughran-McDonald master dictionary, CSV, gzipped or not.
 
     Returns:
         Records by system. A system that does not apply (a lexicon where the labels are not polarities, a learnt
@@ -64,7 +57,7 @@ def run_baselines(
         if not test or not test[0].choices:
             logger.info("Baseline %s: task %s has no closed label set to answer with.", name, task.name)
             continue
-        answers = _SYSTEMS[name](train, test, seed, lexicon_path)
+        answers = _SYSTEMS[name](train, test, seed)
         if answers is None:
             logger.info("Baseline %s does not apply to task %s and is left out.", name, task.name)
             continue
@@ -88,9 +81,7 @@ def _record(system: str, example: Example, answer: Answer) -> DocumentRecord:
     )
 
 
-def _majority(
-    train: Sequence[Example], test: Sequence[Example], seed: int, lexicon_path: str | Path | None
-) -> list[Answer] | None:
+def _majority(train: Sequence[Example], test: Sequence[Example], seed: int) -> list[Answer] | None:
     """The most frequent training label; its probabilities are the training frequencies. Ties: the first choice."""
     if not train:
         return None
@@ -100,9 +91,7 @@ def _majority(
     return [(choices[int(np.argmax(frequencies))], frequencies)] * len(test)
 
 
-def _vader(
-    train: Sequence[Example], test: Sequence[Example], seed: int, lexicon_path: str | Path | None
-) -> list[Answer] | None:
+def _vader(train: Sequence[Example], test: Sequence[Example], seed: int) -> list[Answer] | None:
     """VADER (Hutto and Gilbert, ICWSM 2014) with its authors' thresholds: compound >= 0.05, <= -0.05."""
     words = _polarity_words(test[0].choices)
     if words is None:
@@ -114,40 +103,6 @@ def _vader(
     analyzer = SentimentIntensityAnalyzer()
     scores = (float(analyzer.polarity_scores(example.document)["compound"]) for example in test)
     return [(words[_polarity(score, VADER_THRESHOLD)], None) for score in scores]
-
-
-def _loughran_mcdonald(
-    train: Sequence[Example], test: Sequence[Example], seed: int, lexicon_path: str | Path | None
-) -> list[Answer] | None:
-    """Counts of positive minus negative words of the user's Loughran-McDonald list (Journal of Finance, 2011)."""
-    if lexicon_path is None:
-        raise RecipeError("The loughran_mcdonald baseline needs the dictionary.", "Pass its CSV as lexicon_path.")
-    words = _polarity_words(test[0].choices)
-    if words is None:
-        return None
-    lexicon = read_loughran_mcdonald(lexicon_path)
-    totals = (sum(lexicon.get(word, 0) for word in re.findall(r"[A-Z]+", e.document.upper())) for e in test)
-    return [(words[_polarity(total, 0.5)], None) for total in totals]
-
-
-def read_loughran_mcdonald(path: str | Path) -> dict[str, int]:
-    """+1 for words of the Positive column, -1 for the Negative one; a non-zero year marks membership."""
-    file = Path(path).expanduser()
-    opener: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
-    lexicon: dict[str, int] = {}
-    try:
-        with opener(file, "rt", encoding="utf-8-sig", newline="") as handle:
-            for row in csv.DictReader(handle):
-                if row["Positive"].strip() not in ("", "0"):
-                    lexicon[row["Word"].upper()] = 1
-                elif row["Negative"].strip() not in ("", "0"):
-                    lexicon[row["Word"].upper()] = -1
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, KeyError, AttributeError) as error:
-        raise DataError(
-            f"{file} is not a Loughran-McDonald dictionary: {type(error).__name__}.",
-            "Give the master dictionary as CSV with the columns Word, Negative and Positive.",
-        ) from error
-    return lexicon
 
 
 def _polarity(score: float, threshold: float) -> str:
@@ -172,13 +127,11 @@ def _polarity_words(choices: Sequence[str]) -> Mapping[str, str] | None:
     return words if set(words) == set(POLARITIES) else None
 
 
-def _tfidf(
-    train: Sequence[Example], test: Sequence[Example], seed: int, lexicon_path: str | Path | None
-) -> list[Answer] | None:
+def _tfidf(train: Sequence[Example], test: Sequence[Example], seed: int) -> list[Answer] | None:
     """TF-IDF of words (1-2) and characters (2-5, inside words), logistic regression; C by cross-validated macro-F1."""
     targets = _targets(train, test[0].choices)
     if len(set(targets)) < 2:
-        return _majority(train, test, seed, lexicon_path)
+        return _majority(train, test, seed)
     texts = [example.document for example in train]
     cost = _choose_cost(texts, targets, seed)
     logger.info("Baseline tfidf: C=%g, chosen by cross-validation on %d training rows.", cost, len(train))
@@ -231,6 +184,8 @@ def _features() -> Any:
     return FeatureUnion([("words", words), ("characters", characters)])
 
 
-_SYSTEMS: Mapping[
-    str, Callable[[Sequence[Example], Sequence[Example], int, str | Path | None], list[Answer] | None]
-] = {"majority": _majority, "lexicon": _vader, "tfidf": _tfidf, "loughran_mcdonald": _loughran_mcdonald}
+_SYSTEMS: Mapping[str, Callable[[Sequence[Example], Sequence[Example], int], list[Answer] | None]] = {
+    "majority": _majority,
+    "lexicon": _vader,
+    "tfidf": _tfidf,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from fintune.schema.recipe import Packing
 from fintune.schema.results import DocumentRecord
 from fintune.trees.chat import ChatFormat, EncodedSet, encode_all
 from fintune.trees.prefix_tree import FloatArray
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class Scorer:
     ) -> list[DocumentRecord]:
         """One record per example; those too long for the model count as missing."""
         encoded, scores = self.log_likelihoods(examples, on_batch)
+        if encoded.truncated or encoded.dropped:
+            log.warning(
+                "%s: %d of %d documents were shortened to fit the model, %d do not fit and count as missing.",
+                system, encoded.truncated, len(examples), encoded.dropped,
+            )  # fmt: skip
         by_position = dict(zip(encoded.kept, scores, strict=True))
         return [make_record(example, system, by_position.get(i)) for i, example in enumerate(examples)]
 

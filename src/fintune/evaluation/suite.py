@@ -11,10 +11,12 @@ from fintune.schema.errors import DataError
 from fintune.schema.example import Example
 from fintune.schema.recipe import EvaluationSection, Recipe, TaskSection
 from fintune.schema.results import Comparison, DocumentRecord, OverlapReport, TaskResult
-from fintune.sources.overlap import count_overlap, remove_overlap
+from fintune.sources.overlap import remove_overlap
 from fintune.tasks.base import LoadedTask
 from fintune.tasks.loading import load_task
 from fintune.tasks.selection import select_rows
+
+DRAW_SEED = 17  # which held-out rows a limit keeps must not depend on the run's seed
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,12 @@ class RunData:
     counts: dict[str, Mapping[str, object]]
 
 
-def load_run_data(recipe: Recipe) -> RunData:
+def load_run_data(recipe: Recipe, *, training: bool = True) -> RunData:
     """Loads, checks and selects the rows of a run.
+
+    Args:
+        recipe: the recipe.
+        training: False for an evaluation alone, which needs no training rows.
 
     Raises:
         DataError: a task has no training or no evaluation rows.
@@ -48,45 +54,54 @@ def load_run_data(recipe: Recipe) -> RunData:
     by_section = dict(zip(recipe.data.tasks, trained, strict=True))
     wanted = recipe.evaluation.tasks or recipe.data.tasks
     tested = [by_section.get(section) or load_task(section, seed=recipe.seed) for section in wanted]
-    documents = [(task, test_documents(task, recipe.evaluation, recipe.seed)) for task in tested]
+    documents = [(task, scored_documents(task, recipe.evaluation)) for task in tested]
     heldout = [example for task in {id(t): t for t in [*trained, *tested]}.values() for example in _heldout(task)]
 
     train: list[Example] = []
     validation: list[Example] = []
-    overlap: list[OverlapReport] = []
     counts: dict[str, Mapping[str, object]] = {}
     for task in trained:
-        kept = task.splits["train"]
-        if recipe.data.remove_overlap:
-            kept, _ = remove_overlap(kept, heldout)
-        report = count_overlap(task.splits["train"], task.splits["test"])
-        report = report.model_copy(update={"removed_from_train": len(task.splits["train"]) - len(kept)})
-        rows = select_rows(kept, recipe.data.train_limit, recipe.data.balance, recipe.seed)
-        if not rows:
+        rows = _training_rows(task, heldout, recipe)
+        if training and not rows:
             raise DataError(
                 f"The task {task.task.name} from {task.source} has no training rows left.",
                 "Check its source and split, or set data.remove_overlap=false to see what overlap removed.",
             )
         train += rows
-        validation += select_rows(task.splits["validation"], recipe.data.validation_limit, seed=recipe.seed)
-        overlap.append(report)
-        counts[task.task.name] = {**task.counts, "trained": len(rows)}
+        validation += select_rows(task.splits["validation"], recipe.data.validation_limit, seed=DRAW_SEED)
+        counts[task.task.name] = {**task.counts, "trained": len(rows)} if training else task.counts
+    if training and recipe.training.best_metric and not validation:
+        raise DataError("training.best_metric is set, but there are no validation rows.", "Set it to null.")
+    overlap = [_overlap(trained, task, rows, recipe) for task, rows in documents] if training else []
     pinned = _pinned(recipe, trained, tested)
     return RunData(pinned, tuple(train), tuple(validation), tuple(documents), tuple(overlap), counts)
 
 
-def test_documents(task: LoadedTask, evaluation: EvaluationSection, seed: int) -> tuple[Example, ...]:
-    """The documents of a task that are scored."""
-    rows = select_rows(task.splits[evaluation.split], evaluation.limit, seed=seed)
+def _training_rows(task: LoadedTask, heldout: Sequence[Example], recipe: Recipe) -> tuple[Example, ...]:
+    rows = task.splits["train"]
+    if recipe.data.remove_overlap:
+        rows, _ = remove_overlap(rows, heldout)
+    return select_rows(rows, recipe.data.train_limit, recipe.data.balance, recipe.seed)
+
+
+def _overlap(
+    trained: Sequence[LoadedTask], tested: LoadedTask, documents: Sequence[Example], recipe: Recipe
+) -> OverlapReport:
+    """The scored documents of one task against the training rows of all tasks, as read."""
+    _, report = remove_overlap([example for task in trained for example in task.splits["train"]], documents)
+    removed = report.removed_from_train if recipe.data.remove_overlap else 0
+    return report.model_copy(update={"task": tested.task.name, "removed_from_train": removed})
+
+
+def scored_documents(task: LoadedTask, evaluation: EvaluationSection) -> tuple[Example, ...]:
+    """The documents of a task that are scored; the same ones whatever the run's seed."""
+    rows = select_rows(task.splits[evaluation.split], evaluation.limit, seed=DRAW_SEED)
     if not rows:
         raise DataError(
             f"The task {task.task.name} from {task.source} has no {evaluation.split} rows.",
             "Choose another evaluation.split or source.",
         )
     return rows
-
-
-test_documents.__test__ = False  # type: ignore[attr-defined]  # not a pytest function
 
 
 def _heldout(task: LoadedTask) -> list[Example]:
@@ -107,7 +122,7 @@ def baseline_records(
 ) -> list[DocumentRecord]:
     """Classical systems on the documents, learnt from the training rows of the same task."""
     rows = [example for example in train if example.task == task.task.name]
-    found = run_baselines(recipe.evaluation.baselines, rows, documents, task.task, recipe.seed) if rows else {}
+    found = run_baselines(recipe.evaluation.baselines, rows, documents, task.task, recipe.seed)
     return [record for records in found.values() for record in records]
 
 

@@ -104,13 +104,14 @@ def tree_attention(
         (1, T, H, D) and None in place of attention weights.
 
     Raises:
-        InternalError: when no tree was given; a missing mask must never be a silent fallback.
-        ModelError: for attention sinks or attention dropout.
+        ModelError: when no tree was given (a missing mask must never be a silent fallback), for attention sinks or
+            attention dropout.
+        InternalError: the queries are not those of the tree.
     """
     if tree is None:
-        raise InternalError(
-            "Tree attention was called without a tree, so tokens would see other samples.",
-            "Call the model through fintune.inference.forward.",
+        raise ModelError(
+            f"{type(module).__name__} called tree attention without a tree, so tokens would see other samples.",
+            "Set training.packing=none for this architecture.",
         )
     if kwargs.get("s_aux") is not None:
         raise ModelError("This model uses attention sinks, which tree attention lacks.", "Set training.packing=none.")

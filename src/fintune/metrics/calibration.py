@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fintune.metrics.classification import Floats, Ints
+from fintune.metrics.classification import Ints
 from fintune.schema.errors import DataError
 
 N_BINS = 15
@@ -71,11 +71,3 @@ def reliability_table(
         )
         for b, n in enumerate(count_B)
     )
-
-
-def brier_score(probabilities: npt.ArrayLike, target_index: npt.ArrayLike) -> float:
-    """The mean squared distance between ``(N, K)`` probabilities and the one-hot target; 0 is perfect, 2 the worst."""
-    probability_NK: Floats = np.asarray(probabilities, dtype=np.float64)
-    target_N = np.asarray(target_index, dtype=np.int64)
-    one_hot_NK = np.eye(probability_NK.shape[1])[target_N]
-    return float(((probability_NK - one_hot_NK) ** 2).sum(1).mean())

@@ -145,30 +145,25 @@ def _lora_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_adapter(
-    base: LoadedBase, path: str | Path, *, trainable: bool = False, allow_other_base: bool = False
-) -> PeftModel | PreTrainedModel:
+def load_adapter(base: LoadedBase, path: str | Path) -> PeftModel | PreTrainedModel:
     """Puts a saved adapter (or wholly trained weights) on a freshly loaded base.
 
     Args:
         base: the base model it was trained on; changed in place.
         path: folder written by ``save_adapter``, or any PEFT LoRA folder in safetensors form.
-        trainable: continue training it instead of only using it.
-        allow_other_base: accept an adapter made for different weights of the same shape.
 
     Raises:
         AdapterError: it is damaged, pickled, or was made for another base.
     """
     info = read_adapter_info(path)
-    if not allow_other_base:
-        _require_same_base(base, info)
+    require_same_base(base, info)
     if info.kind == "full":
-        return _load_full(base, info, trainable)
+        return _load_full(base, info)
     from peft import PeftModel
 
     try:
         with seeded(0, base.model.device), peft_quiet():  # PEFT draws random weights before it reads the stored ones
-            model = PeftModel.from_pretrained(base.model, str(info.path), is_trainable=trainable)
+            model = PeftModel.from_pretrained(base.model, str(info.path))
     except torch.OutOfMemoryError:
         raise
     except Exception as exc:  # shape, configuration and safetensors errors of PEFT and below
@@ -177,7 +172,8 @@ def load_adapter(
     return model
 
 
-def _require_same_base(base: LoadedBase, info: AdapterInfo) -> None:
+def require_same_base(base: LoadedBase, info: AdapterInfo) -> None:
+    """Refuses an adapter that was trained on other weights than those of ``base``."""
     if info.base_content_hash == base.files.content_hash:
         return
     if info.base_content_hash is not None:
@@ -189,7 +185,7 @@ def _require_same_base(base: LoadedBase, info: AdapterInfo) -> None:
     if info.base and Path(info.base).name.lower() != Path(base.files.source).name.lower():
         raise AdapterError(
             f"The adapter {info.path} says it was trained on {info.base}, not on {base.files.source}.",
-            f"Set model.base={info.base}, or load it with allow_other_base=True.",
+            f"Set model.base={info.base}.",
         )
 
 
@@ -217,7 +213,7 @@ def _require_complete(model: PeftModel, info: AdapterInfo) -> None:
         )
 
 
-def _load_full(base: LoadedBase, info: AdapterInfo, trainable: bool) -> PreTrainedModel:
+def _load_full(base: LoadedBase, info: AdapterInfo) -> PreTrainedModel:
     from safetensors.torch import load_file
 
     if base.quantization != "none":
@@ -225,7 +221,7 @@ def _load_full(base: LoadedBase, info: AdapterInfo, trainable: bool) -> PreTrain
             f"{info.path} holds a wholly trained model, which cannot replace {base.quantization} weights.",
             f"Set model.quantization=none, or set model.base={info.path}.",
         )
-    model: Any = base.model.float() if trainable else base.model  # type: ignore[no-untyped-call]
+    model: Any = base.model
     expected = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
     seen: set[str] = set()
     try:
@@ -238,5 +234,5 @@ def _load_full(base: LoadedBase, info: AdapterInfo, trainable: bool) -> PreTrain
     wanted = expected & set(model.state_dict())
     if lacking := sorted(wanted - seen):
         raise AdapterError(f"{info.path} lacks {lacking[0]}, which {base.files.source} has.", "Copy or train it again.")
-    model.requires_grad_(trainable)
+    model.requires_grad_(False)
     return base.model

@@ -15,7 +15,7 @@ import torch
 from fintune.models.files import BaseModelFiles, read_json
 from fintune.models.locate import locate_base
 from fintune.models.quantize import QuantizationPlan, bitsandbytes_config, plan_quantization, settle_quantized_layers
-from fintune.models.quiet import fetched_kernels_allowed, forbid_fetched_kernels, no_progress_bars
+from fintune.models.quiet import forbid_fetched_kernels, no_progress_bars
 from fintune.models.templates import apply_chat_template_override
 from fintune.schema.errors import ModelError
 from fintune.schema.recipe import ModelSection
@@ -70,30 +70,24 @@ def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
-def load_base(
-    section: ModelSection, *, device: torch.device, for_training: bool, attn_implementation: str | None = None
-) -> LoadedBase:
+def load_base(section: ModelSection, *, device: torch.device, for_training: bool) -> LoadedBase:
     """Loads the base model of a recipe with its tokenizer.
 
     Args:
         section: the recipe's model section.
         device: where the model goes.
         for_training: switches the key-value cache off; the model is returned in evaluation mode either way.
-        attn_implementation: any name registered with transformers' ``AttentionInterface``; None leaves the choice to
-            transformers (SDPA where the architecture has it).
 
     Raises:
         ModelError: the model cannot be found, read, or held as asked.
     """
     forbid_fetched_kernels()
-    if attn_implementation is not None:
-        _refuse_fetched_attention(attn_implementation)
     files = locate_base(section)
     plan = plan_quantization(section, read_json(files.path / "config.json"))
     dtype = pick_dtype(section.dtype, device)
     tokenizer = load_tokenizer(files, section)
     template = apply_chat_template_override(tokenizer, section.chat_template, section.base)
-    model = _load_model(files, section, plan, dtype, device, attn_implementation)
+    model = _load_model(files, section, plan, dtype, device)
     settle_quantized_layers(model, plan, dtype, device)
     # transformers gives the pad token's embedding no gradient; where the pad token is the end-of-turn token, that token
     # would never learn. Nothing here relies on padding: batches are masked by length.
@@ -134,7 +128,6 @@ def _load_model(
     plan: QuantizationPlan,
     dtype: torch.dtype,
     device: torch.device,
-    attn_implementation: str | None,
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
@@ -149,7 +142,6 @@ def _load_model(
             model, report = loader.from_pretrained(
                 files.path,
                 dtype=dtype,
-                attn_implementation=attn_implementation,
                 trust_remote_code=section.trust_remote_code,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -176,17 +168,3 @@ def _unreadable(path: Path, what: str, exc: Exception) -> ModelError:
         reason = "it needs Python code that ships with the checkpoint"
         remedy = "Read that code, and set model.trust_remote_code=true if you trust it."
     return ModelError(f"The {what} in {path} cannot be loaded ({type(exc).__name__}: {reason}).", remedy)
-
-
-def _refuse_fetched_attention(name: str) -> None:
-    """Refuses attention implementations that transformers would silently download as compiled code."""
-    if fetched_kernels_allowed():
-        return
-    from transformers.utils.import_utils import is_flash_attn_2_available
-
-    missing_package = name == "flash_attention_2" and not is_flash_attn_2_available()
-    if "/" in name or missing_package or name in {"flash_attention_3", "flash_attention_4"}:
-        raise ModelError(
-            f"The attention implementation {name} would download a compiled kernel from the hub.",
-            "Use model.attention: auto, install flash-attn, or allow it by setting USE_HUB_KERNELS=1.",
-        )

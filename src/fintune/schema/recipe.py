@@ -7,7 +7,7 @@ bad values and impossible combinations raise ``RecipeError`` naming the nearest 
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -87,11 +87,11 @@ class TrainingSection(_Section):
     )
     packing: Packing = Field("tree", description="tree shares prefixes; sequence only concatenates; none pads.")
     sampler: Literal["random", "by_document"] = Field(
-        "random", description="by_document keeps a group's samples in one step: fewer tokens, other sampling."
+        "random", description="by_document draws a group's samples one after the other: fewer tokens, other sampling."
     )
     max_length: int = Field(2048, ge=16, description="Longest sample in tokens; the document is shortened to fit.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+    schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Learning-rate schedule after warm-up."
     )
     warmup_steps: int | None = Field(None, ge=0, description="Warm-up in steps; excludes warmup_ratio.")
@@ -106,7 +106,9 @@ class TrainingSection(_Section):
     gradient_checkpointing: bool = Field(False, description="Recompute layers in the backward pass to save memory.")
     save_steps: int = Field(50, ge=1, description="Checkpoint interval: at most this many steps are redone.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept beside the best one.")
-    eval_steps: int | None = Field(None, ge=1, description="Validate every so many steps; null: at the end only.")
+    eval_steps: int | None = Field(
+        None, ge=1, description="Validate every so many steps and after the last; null: never."
+    )
     best_metric: Literal["macro_f1", "accuracy", "loss"] | None = Field(
         None, description="Keep the checkpoint best on this validation metric; null keeps the last."
     )
@@ -160,10 +162,6 @@ class Recipe(_Section):
         if conflict is not None:
             raise ValueError(f"{conflict.reason} {conflict.remedy}")
         return self
-
-    def updated(self, **sections: Any) -> Recipe:
-        """A copy with whole fields replaced, validated again."""
-        return Recipe.model_validate({**self.model_dump(), **sections})
 
 
 def sanitize_name(text: str) -> str:

@@ -4,7 +4,7 @@
 
     runs/quickstart/
       recipe.yaml          resolved: revisions and hashes pinned; reproduces the run
-      environment.json     versions, device, seed
+      environment.json     versions and hardware
       metrics.jsonl        one line per logged step
       checkpoints/         checkpoint-N, each with a manifest of hashes
       adapter/             adapter (safetensors), tokenizer, model card
@@ -39,7 +39,7 @@ class RunDirectory:
 
     @property
     def environment(self) -> Path:
-        """Versions, device and seed."""
+        """Versions and hardware."""
         return self.path / "environment.json"
 
     @property

@@ -20,6 +20,11 @@ class Conflict:
     applies: Callable[[Recipe], bool]
 
 
+def _names_repeat(recipe: Recipe) -> bool:
+    lists = (recipe.data.tasks, recipe.evaluation.tasks or ())
+    return any(len({task.name for task in tasks}) < len(tasks) for tasks in lists)
+
+
 CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
         ("adapter.kind", "model.quantization"),
@@ -49,6 +54,12 @@ CONFLICTS: tuple[Conflict, ...] = (
             and r.training.eval_steps is not None
             and r.training.eval_steps % r.training.save_steps != 0
         ),
+    ),
+    Conflict(
+        ("data.tasks", "evaluation.tasks"),
+        "A task is named twice in one list, so its scores could not be told apart.",
+        "Name each task once, and run the other config or prompt as a run of its own.",
+        _names_repeat,
     ),
     Conflict(
         ("adapter.targets", "adapter.kind"),

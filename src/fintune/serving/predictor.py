@@ -13,7 +13,7 @@ from fintune.inference.forward import EdgeModel, choose_backend, supported_packi
 from fintune.inference.likelihood import softmax
 from fintune.models.adapter_files import load_adapter, read_adapter_info
 from fintune.models.load import load_base
-from fintune.schema.errors import DataError
+from fintune.schema.errors import DataError, RunError
 from fintune.schema.loading import load_recipe
 from fintune.schema.recipe import ModelSection, Recipe, TaskSection
 from fintune.schema.run_directory import RunDirectory
@@ -99,6 +99,8 @@ def load_predictor(
     folder = Path(path)
     recipe = _recipe_of(folder)
     adapter = next((place for place in (RunDirectory(folder).adapter, folder) if _is_adapter(place)), None)
+    if adapter is None and RunDirectory(folder).checkpoints.is_dir():
+        raise RunError(f"The run {folder} is not trained to its end.", "Finish it with `fintune train` first.")
     if recipe is not None:
         section, tasks, training = recipe.model, recipe.data.tasks, recipe.training
         max_length, packing = training.max_length, training.packing
@@ -117,10 +119,8 @@ def load_predictor(
 
 
 def _recipe_of(folder: Path) -> Recipe | None:
-    for run in (RunDirectory(folder), RunDirectory(folder.parent)):
-        if run.recipe.is_file() and (run.path == folder or run.adapter == folder):
-            return load_recipe(run.recipe)
-    return None
+    recipe = RunDirectory(folder).recipe  # a run and its adapter folder both hold one
+    return load_recipe(recipe) if recipe.is_file() else None
 
 
 def _is_adapter(folder: Path) -> bool:

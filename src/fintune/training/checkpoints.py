@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+
 from fintune.schema.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -87,13 +90,23 @@ def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterato
             shutil.rmtree(final)
         staging.rename(final)
         _flush(folder)
-    except OSError as exc:
+    except (OSError, RuntimeError, SafetensorError) as exc:  # torch and safetensors report a full disk as their own
+        if isinstance(exc, torch.OutOfMemoryError):
+            raise
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise RunError(
-            f"The checkpoint of step {step} could not be written to {folder} ({exc.strerror or exc}).",
+            f"The checkpoint of step {step} could not be written to {folder} ({reason}).",
             "Free some space and start the same command again; it goes on from the last complete checkpoint.",
         ) from exc
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Removes checkpoints later than the one a run resumes from: they are damaged, or they would be written again."""
+    for checkpoint in list_checkpoints(folder):
+        if checkpoint.step > step:
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
 
 
 def rotate(folder: Path, keep: int, best_step: int | None) -> None:

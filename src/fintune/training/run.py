@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fintune.inference.forward import EdgeModel
 from fintune.models.adapter_files import save_adapter
 from fintune.models.load import LoadedBase
-from fintune.schema.errors import DependencyError, RunError
+from fintune.schema.errors import DependencyError, RecipeError, RunError
 from fintune.schema.recipe import Packing, Recipe, TrainingSection
 from fintune.schema.run_directory import RunDirectory
-from fintune.training.callbacks import MetricsCallback, ProgressCallback, ScheduleCallback, peak_bytes
-from fintune.training.checkpoints import Checkpoint, is_intact, newest_intact
+from fintune.training.callbacks import MetricsCallback, ProgressCallback, ScheduleCallback, Totals, peak_bytes
+from fintune.training.checkpoints import Checkpoint, discard_after, is_intact, newest_intact
 from fintune.training.metrics_log import MetricsLog
 from fintune.training.steps import StepDataset
 from fintune.training.trainer import TreeTrainer
@@ -28,12 +29,6 @@ from fintune.trees.prefix_tree import TokenSample
 
 log = logging.getLogger(__name__)
 
-_SCHEDULES = {
-    "linear": "linear",
-    "cosine": "cosine",
-    "constant": "constant",
-    "constant_with_warmup": "constant_with_warmup",
-}
 _OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 
 
@@ -46,10 +41,10 @@ class TrainedRun:
         resumed_from: step of the checkpoint it went on from, 0 for a fresh run.
         best_step: step whose weights were kept, None when the last were.
         final_loss: mean training loss of the last logged step.
-        seconds: time in training steps, this session.
-        sample_tokens: tokens of the samples, before sharing, this session.
-        distinct_tokens: tokens computed, this session.
-        samples: samples trained on, this session.
+        seconds: time in training steps, over all sessions of the run; likewise the counts below.
+        sample_tokens: tokens of the samples, before sharing.
+        distinct_tokens: tokens computed.
+        samples: samples trained on.
         peak_bytes: peak memory.
     """
 
@@ -65,10 +60,19 @@ class TrainedRun:
 
 
 def warmup_steps(training: TrainingSection, total_steps: int) -> int:
-    """Warm-up in optimiser steps, from either way of giving it."""
-    if training.warmup_steps is not None:
-        return training.warmup_steps
-    return math.ceil((training.warmup_ratio or 0.0) * total_steps)
+    """Warm-up in optimiser steps, from either way of giving it.
+
+    Raises:
+        RecipeError: the run would end before the warm-up does.
+    """
+    if training.warmup_steps is None:
+        return math.ceil((training.warmup_ratio or 0.0) * total_steps)
+    if training.warmup_steps >= total_steps > 1:
+        raise RecipeError(
+            f"training.warmup_steps is {training.warmup_steps}, but the run has {total_steps} steps.",
+            "Lower it, or use training.warmup_ratio.",
+        )
+    return training.warmup_steps
 
 
 def trainer_arguments(recipe: Recipe, base: LoadedBase, folder: Path, total_steps: int) -> Any:
@@ -76,14 +80,15 @@ def trainer_arguments(recipe: Recipe, base: LoadedBase, folder: Path, total_step
     from transformers import TrainingArguments
 
     training = recipe.training
-    return TrainingArguments(
+    warmup = warmup_steps(training, total_steps)
+    arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
         max_steps=total_steps,
         learning_rate=training.learning_rate,
-        lr_scheduler_type=_SCHEDULES[training.schedule],
-        warmup_steps=warmup_steps(training, total_steps),
+        lr_scheduler_type=_schedule(training.schedule, warmup),
+        warmup_steps=warmup,
         optim=_OPTIMIZERS[training.optimizer],
         weight_decay=training.weight_decay,
         adam_beta1=training.adam_beta1,
@@ -103,6 +108,12 @@ def trainer_arguments(recipe: Recipe, base: LoadedBase, folder: Path, total_step
         remove_unused_columns=False,
         use_cpu=base.model.device.type == "cpu",
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else DataParallel would split the edge list between the GPUs it sees
+    return arguments
+
+
+def _schedule(name: str, warmup: int) -> str:
+    return "constant_with_warmup" if name == "constant" and warmup else name  # the library's constant has no warm-up
 
 
 def train_model(
@@ -116,7 +127,6 @@ def train_model(
     packing: Packing,
     validate: Callable[[], dict[str, float]] | None,
     fingerprint: dict[str, Any],
-    resume: bool = True,
     progress: bool = True,
 ) -> TrainedRun:
     """Trains ``model`` in place and writes checkpoints, metrics and the adapter into the run directory.
@@ -131,11 +141,11 @@ def train_model(
         packing: how samples become batches.
         validate: returns ``eval_*`` metrics; None when the recipe does not validate.
         fingerprint: hashes of recipe, data and base, kept in each checkpoint and compared on resume.
-        resume: go on from the newest intact checkpoint.
         progress: show the progress bar.
 
     Raises:
-        RunError: a checkpoint belongs to another recipe, data set or base.
+        RunError: a checkpoint belongs to another recipe, data set or base, or could not be written.
+        RecipeError: the warm-up is longer than the run.
     """
     training = recipe.training
     plan = StepPlan(tuple(groups), training.samples_per_step, recipe.seed, training.sampler)
@@ -150,23 +160,28 @@ def train_model(
         rank=int(os.environ.get("RANK", 0)),
         world=int(os.environ.get("WORLD_SIZE", 1)),
     )
-    checkpoint = newest_intact(run.checkpoints) if resume else None
+    checkpoint = newest_intact(run.checkpoints)
     if checkpoint is not None:
         _require_same_run(checkpoint, fingerprint)
         restore_weights(model.model, checkpoint.path / "weights")
+    discard_after(run.checkpoints, checkpoint.step if checkpoint else 0)
+    if training.sampler == "by_document":
+        log.warning("training.sampler=by_document: steps draw whole groups, which is not random sampling.")
     if training.gradient_checkpointing:
         recompute_layers(model.model)
     metrics = MetricsCallback(MetricsLog(run.metrics, checkpoint.step if checkpoint else 0), plan.steps_per_epoch)
     bar = ProgressCallback(metrics) if progress else None
     callbacks = [metrics, ScheduleCallback(training.save_steps, training.eval_steps), *([bar] if bar else [])]
-    callbacks += _trackers(recipe, run)
+    callbacks += _tensorboard(recipe, run, checkpoint.step if checkpoint else 0)
+    if checkpoint is not None:
+        metrics.run = Totals(**checkpoint.manifest()["totals"])
     trainer = TreeTrainer(
         model,
         trainer_arguments(recipe, base, run.checkpoints, total_steps),
         steps,
         save_weights=lambda folder: _save_weights(model.model, base, folder),
         validate=validate,
-        checkpoint_facts={"fingerprint": fingerprint},
+        checkpoint_facts=lambda: {"fingerprint": fingerprint, "totals": asdict(metrics.run)},
         keep_checkpoints=training.keep_checkpoints,
         callbacks=callbacks,
     )
@@ -184,7 +199,7 @@ def train_model(
         steps=total_steps,
         resumed_from=checkpoint.step if checkpoint else 0,
         best_step=best_step,
-        final_loss=metrics.latest.get("loss"),
+        final_loss=_last_loss(run),
         seconds=metrics.run.seconds,
         sample_tokens=metrics.run.sample_tokens,
         distinct_tokens=metrics.run.distinct_tokens,
@@ -221,18 +236,34 @@ def _load_best(trainer: TreeTrainer, model: EdgeModel, run: RunDirectory) -> int
         return None
     best = Checkpoint(run.checkpoints / f"checkpoint-{step}", step)
     if not is_intact(best):
-        raise RunError(f"The best checkpoint {best.path} is damaged.", "Start the same command again.")
+        raise RunError(
+            f"The best checkpoint {best.path} is damaged.",
+            "Train again with --no-resume, or set training.best_metric=null in a run of its own.",
+        )
     restore_weights(model.model, best.path / "weights")
     return step
 
 
-def _trackers(recipe: Recipe, run: RunDirectory) -> list[Any]:
+def _last_loss(run: RunDirectory) -> float | None:
+    return next((row["loss"] for row in reversed(run.read_history()) if "loss" in row), None)
+
+
+def require_trackers(recipe: Recipe) -> None:
+    """Fails before anything is loaded when a tracker of the recipe is not installed."""
+    for name in recipe.training.tracking:
+        if importlib.util.find_spec(name) is None:
+            raise DependencyError(
+                f"training.tracking names {name}, which is not installed.",
+                f"Run `pip install {name}`, or take it out of training.tracking.",
+            )
+
+
+def _tensorboard(recipe: Recipe, run: RunDirectory, resume_step: int) -> list[Any]:
     if "tensorboard" not in recipe.training.tracking:
         return []
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations.integration_utils import TensorBoardCallback
-    except ImportError as exc:
-        raise DependencyError("TensorBoard is not installed.", "Run `pip install tensorboard`.") from exc
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
     callback: Any = TensorBoardCallback
-    return [callback(tb_writer=SummaryWriter(log_dir=str(run.tensorboard)))]
+    writer: Any = SummaryWriter
+    return [callback(tb_writer=writer(log_dir=str(run.tensorboard), purge_step=resume_step + 1))]

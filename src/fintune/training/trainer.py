@@ -32,7 +32,7 @@ class TreeTrainer(Trainer):
         steps: the data set of steps.
         save_weights: writes the trained weights (adapter and tokenizer) into a folder.
         validate: returns validation metrics named ``eval_*``; None when the run does not validate.
-        checkpoint_facts: written into every checkpoint's manifest.
+        checkpoint_facts: returns what is written into every checkpoint's manifest.
         keep_checkpoints: newest checkpoints kept beside the best.
         callbacks: further callbacks.
     """
@@ -45,7 +45,7 @@ class TreeTrainer(Trainer):
         *,
         save_weights: SaveModel,
         validate: Callable[[], dict[str, float]] | None,
-        checkpoint_facts: dict[str, Any],
+        checkpoint_facts: Callable[[], dict[str, Any]],
         keep_checkpoints: int,
         callbacks: list[Any],
     ) -> None:
@@ -109,7 +109,7 @@ class TreeTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))
         step = self.state.global_step
-        with staged_checkpoint(folder, step, self.checkpoint_facts) as staging:
+        with staged_checkpoint(folder, step, self.checkpoint_facts()) as staging:
             if self.args.should_save:
                 self.save_weights(staging / "weights")
             self._save_optimizer_and_scheduler(str(staging))

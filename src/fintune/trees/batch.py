@@ -62,7 +62,7 @@ class TreeBatch:
 
 
 def bucket_size(length: int, budget: int) -> int:
-    """The padded token count for ``length``: eighths of ``budget``, whole budgets beyond it, multiples of 128."""
+    """The padded token count for ``length``: about eighths of ``budget`` in multiples of 128, whole budgets beyond."""
     step = max(128, -(-budget // MAX_BUCKETS // 128) * 128)
     return -(-length // step) * step if length <= budget else -(-length // max(budget, step)) * max(budget, step)
 

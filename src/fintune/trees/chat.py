@@ -71,15 +71,17 @@ class ChatFormat:
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
-        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        control = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, control))) if control else None
+        # Added tokens that are not "special" (<tool_call>, </think>) steer a model too; the placeholder characters
+        # are hidden like the rest, so that text holding them cannot be mistaken for a placeholder.
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
+        control = sorted(added | set(tokenizer.all_special_tokens) | {"\ue000", "\ue001"}, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, control)))
         self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._completions: dict[str, IntArray] = {}
         self._accepts_system = self._probe_system_role()
 
     def encode(self, example: Example) -> EncodedExample | None:
-        """Tokenises an example, or returns None when instruction and answer alone exceed ``max_length``."""
+        """Tokenises an example, or returns None when no document would be left within ``max_length``."""
         completion = self.completion(example.target) if example.target else np.zeros(0, np.int64)
         choices = tuple(self.completion(choice) for choice in example.choices)
         room = self.max_length - max([len(completion), *map(len, choices)])
@@ -110,7 +112,8 @@ class ChatFormat:
         if np.array_equal(whole[: len(prompt)], prompt):
             answer = whole[len(prompt) :]
         else:  # a template that treats the generation prompt apart (thinking models)
-            answer = np.concatenate([self._plain_tokens(target), whole[-1:]])
+            ends = [token for token in whole.tolist() if token in self._special_ids]
+            answer = np.asarray([*self._plain_tokens(target), *ends[-1:]], np.int64)
         return self._through_end_of_turn(answer)
 
     def _through_end_of_turn(self, answer: IntArray) -> IntArray:
@@ -152,15 +155,14 @@ class ChatFormat:
             control.append(match.group())
             return _PLACEHOLDER.format(len(control) - 1)
 
-        if self._control is not None:
-            turns = [{**turn, "content": self._control.sub(hide, turn["content"])} for turn in turns]
+        turns = [{**turn, "content": self._control.sub(hide, turn["content"])} for turn in turns]
         rendered = self._render(turns, add_generation_prompt=add_generation_prompt)
         if not control:
             return self._template_tokens(rendered)
         # Control strings in user text: tokenise the text around them as usual and themselves as characters.
         pieces = _PLACEHOLDER_PATTERN.split(rendered)  # text, number, text, number, ..., text
         tokens = [
-            self._plain_tokens(control[int(piece)]) if odd else self._template_tokens(piece)
+            self._characters(control[int(piece)]) if odd else self._template_tokens(piece)
             for i, piece in enumerate(pieces)
             if (odd := i % 2) or piece
         ]
@@ -174,8 +176,12 @@ class ChatFormat:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return np.asarray(ids, np.int64)
 
+    def _characters(self, control: str) -> IntArray:
+        # In two parts: tokenizers split special tokens on request, but keep other added tokens whole.
+        return np.concatenate([self._plain_tokens(part) for part in (control[:1], control[1:]) if part])
+
     def _shorten(self, messages: tuple[Message, ...], excess: int) -> tuple[Message, ...] | None:
-        """Cuts about ``excess`` tokens off the end of the last document; None when nothing is left to cut."""
+        """Cuts about ``excess`` tokens off the end of the last document; None when nothing would be left of it."""
         at = next((i for i in reversed(range(len(messages))) if messages[i].document), None)
         if at is None:
             return None
@@ -187,6 +193,8 @@ class ChatFormat:
         document = message.document[: encoding["offset_mapping"][kept - 1][1]].rstrip() if kept > 0 else ""
         if len(document) >= len(message.document):
             document = message.document[:-1]
+        if not document.strip():
+            return None
         assert message.document_span is not None  # a message without a span has no document
         start, stop = message.document_span
         before, after = message.content[:start], message.content[stop:]
