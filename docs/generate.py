@@ -10,6 +10,29 @@ from pathlib import Path
 from fintune.schema.keys import FOREIGN_NAMES, Key, recipe_keys
 from fintune.schema.support import CONFLICTS
 
+SHOWN_LATER = (
+    (
+        "`model.attention: flex` without a CUDA device",
+        "once the model is loaded",
+        "An error; set `model.attention` to auto or sdpa.",
+    ),
+    (
+        "`model.quantization` that differs from what a checkpoint is already stored in",
+        "when its configuration is read",
+        "An error; set `model.quantization=none`, and it loads as it is stored.",
+    ),
+    (
+        "`training.packing` other than none for an architecture that cannot share prefixes exactly (recurrent layers, "
+        "RoPE scaled by the longest position of the batch)",
+        "once the model is loaded",
+        "Samples are padded instead, and a warning says why; results are the same, only slower.",
+    ),
+    (
+        "`training.packing: tree` for experts that are balanced per token",
+        "once the model is loaded",
+        "Samples are packed without sharing prefixes, and a warning says why.",
+    ),
+)
 NOTE = "<!-- Written by docs/generate.py from the schema; edit that, not this page. -->\n"
 
 
@@ -19,7 +42,8 @@ def recipe_reference() -> str:
         "# Recipe reference\n",
         NOTE,
         "A recipe is one YAML file; `fintune recipes quickstart` prints one with comments. Any key can be changed",
-        "for one run on the command line, as in `fintune train quickstart training.epochs=2 adapter.rank=8`. Numbers",
+        "for one run on the command line, as in",
+        "`fintune train quickstart training.epochs=2 adapter.rank=8 --output-dir runs/two-epochs`. Numbers",
         "may be written as `2e-4`; positions in lists count from 0; `null` clears a value. Unknown keys are errors.\n",
     ]
     keys = recipe_keys()
@@ -44,11 +68,15 @@ def support_matrix() -> str:
     lines = [
         "# Support matrix\n",
         NOTE,
-        "Everything combines with everything, except what stands here; a recipe that tries it fails before",
-        "anything loads.\n",
+        "Checked before anything loads, wherever the recipe alone tells that it cannot run:\n",
         "| keys | why not | instead |",
         "| --- | --- | --- |",
         *(f"| `{c.keys[0]}`, `{c.keys[1]}` | {_cell(c.reason)} | {_cell(c.remedy)} |" for c in CONFLICTS),
+        "",
+        "What depends on the machine, the checkpoint or the architecture shows later:\n",
+        "| what | when it shows | what happens |",
+        "| --- | --- | --- |",
+        *(f"| {what} | {when} | {happens} |" for what, when, happens in SHOWN_LATER),
     ]
     return "\n".join(lines) + "\n"
 

@@ -15,6 +15,7 @@ QUICK = (
     "data.train_limit=48",
     "data.validation_limit=24",
     "training.save_steps=2",
+    "training.warmup_steps=1",
     "training.tracking=[]",
     "evaluation.limit=40",
     "evaluation.bootstrap_samples=100",

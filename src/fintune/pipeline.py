@@ -5,7 +5,6 @@ Every stage writes its result before the next begins, and a stage whose result i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -28,11 +27,12 @@ from fintune.models.adapter_files import load_adapter, read_adapter_info, requir
 from fintune.models.adapters import attach_adapter, count_parameters, trainable_parameters_line
 from fintune.models.load import LoadedBase, load_base
 from fintune.schema.errors import DataError, RecipeError, RunError
-from fintune.schema.loading import load_recipe, save_recipe
+from fintune.schema.loading import save_recipe
 from fintune.schema.outcomes import TrainingOutcome
 from fintune.schema.recipe import Packing, Recipe
 from fintune.schema.results import DocumentRecord, EvaluationResults
 from fintune.schema.run_directory import RunDirectory, read_jsonl, write_json, write_records, write_text_atomically
+from fintune.training.identity import hash_of, require_same_recipe, run_fingerprint
 from fintune.trees.chat import ChatFormat, EncodedSet, encode_all
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Session:
     def open(cls, recipe: Recipe, *, training: bool, progress: bool) -> Session:
         """Loads the rows first, then the model: mistakes in the data show before anything slow happens."""
         data = load_run_data(recipe, training=training)
+        for line in data.summary():
+            log.info(line)
         base = load_base(data.recipe.model, device=default_device(), for_training=True)
         pinned = data.recipe.model.model_copy(
             update={"revision": base.files.revision, "content_hash": base.files.content_hash}
@@ -112,7 +114,7 @@ class Session:
             results=tuple(results),
             comparisons=tuple(comparisons),
             overlap=self.data.overlap,
-            data=tuple(task.licence for task, _ in self.data.tested),
+            data=self.data.licences,
             counts=counts,
             elapsed_s=elapsed_s,
         )
@@ -138,8 +140,9 @@ def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> Training
     started = time.perf_counter()
     _require_one_process()
     require_trackers(recipe)
+    require_same_recipe(run, recipe, resolved=False)
     session = Session.open(recipe, training=True, progress=progress)
-    _require_same_recipe(run, session.recipe)
+    require_same_recipe(run, session.recipe, resolved=True)
     run.path.mkdir(parents=True, exist_ok=True)
     save_recipe(session.recipe, run.recipe)
     write_json(run.environment, describe_environment())
@@ -165,7 +168,7 @@ def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> Training
             run,
             packing=session.packing,
             validate=(lambda: scorer.validation_metrics(validation)) if _validates(session) else None,
-            fingerprint=_fingerprint(session, train_set),
+            fingerprint=run_fingerprint(session.recipe, train_set, session.base.files.content_hash),
             progress=progress,
         )
         facts |= _training_facts(trained)
@@ -197,7 +200,8 @@ def evaluate_recipe(
     if run is not None:
         save_recipe(session.recipe, run.recipe)
         write_json(run.environment, describe_environment())
-        write_json(run.facts, {"base_model": recipe.model.base, "base_licence": session.base.files.licence})
+        files = session.base.files
+        write_json(run.facts, {"base_model": files.hub_id or files.source, "base_licence": files.licence})
         write_records(run.predictions, records)
         write_text_atomically(run.results, results.model_dump_json(indent=2))
         if recipe.report.enabled:
@@ -248,7 +252,9 @@ def _base_records(session: Session, run: RunDirectory, is_trained: bool) -> list
     """The untuned base on all documents: kept from an earlier start of this run, or scored now."""
     if not session.recipe.evaluation.base:
         return []
-    asked = _hash([session.recipe.model.model_dump(mode="json"), session.recipe.training.max_length, _prompts(session)])
+    asked = hash_of(
+        [session.recipe.model.model_dump(mode="json"), session.recipe.training.max_length, _prompts(session)]
+    )
     kept = list(read_jsonl(run.base_predictions))
     if kept and kept[0].get("asked") == asked:
         return [DocumentRecord.model_validate(row) for row in kept[1:]]
@@ -315,49 +321,6 @@ def _group_numbers(session: Session, train_set: EncodedSet) -> list[int]:
     return [numbers[name] for name in names]
 
 
-def _fingerprint(session: Session, train_set: EncodedSet) -> dict[str, Any]:
-    """What must be unchanged for a checkpoint to be continued."""
-    tokens = hashlib.sha256()
-    for encoded in train_set.encoded:
-        for part in (encoded.prompt, encoded.completion):
-            tokens.update(len(part).to_bytes(8, "big"))
-            tokens.update(part.tobytes())
-    return {
-        "recipe": _hash(_training_identity(session.recipe)),
-        "data": tokens.hexdigest(),
-        "base": session.base.files.content_hash,
-    }
-
-
-def _training_identity(recipe: Recipe) -> dict[str, Any]:
-    """The parts of a recipe that steer training; what is logged, kept or evaluated may change on resume."""
-    whole = recipe.model_dump(mode="json", include={"seed", "model", "adapter", "data", "training"})
-    for key in ("log_steps", "keep_checkpoints", "save_steps", "tracking"):
-        del whole["training"][key]
-    return whole
-
-
-def _require_same_recipe(run: RunDirectory, recipe: Recipe) -> None:
-    if not run.recipe.is_file():
-        return
-    before, now = _training_identity(load_recipe(run.recipe)), _training_identity(recipe)
-    changed = [
-        f"{section}.{key}" if isinstance(now[section], dict) else section
-        for section in now
-        for key in (now[section] if isinstance(now[section], dict) else [""])
-        if (before[section][key] != now[section][key] if key else before[section] != now[section])
-    ]
-    if changed:
-        raise RunError(
-            f"{run.path} holds a run with another {', '.join(changed)}.",
-            "Choose another --output-dir, or --no-resume to start beside it.",
-        )
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def _known_facts(run: RunDirectory) -> dict[str, Any]:
     if not run.facts.is_file():
         return {}
@@ -368,7 +331,8 @@ def _known_facts(run: RunDirectory) -> dict[str, Any]:
 def _model_facts(session: Session, model: EdgeModel, train_set: EncodedSet) -> dict[str, Any]:
     trainable, total = count_parameters(model.model)
     return {
-        "base_model": session.recipe.model.base,
+        "base_model": session.base.files.hub_id or session.recipe.model.base,
+        "base_source": session.recipe.model.base,
         "base_licence": session.base.files.licence,
         "base_sha256": session.base.files.content_hash,
         "quantization": session.base.quantization,

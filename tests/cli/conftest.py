@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import types
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import fintune
 from fintune.cli import main
 from fintune.schema.loading import list_recipes
-from fintune.schema.results import Comparison, Estimate, EvaluationResults, OverlapReport, TaskResult
+from fintune.schema.results import Comparison, DataLicence, Estimate, EvaluationResults, OverlapReport, TaskResult
 
 
 def task_result(system: str, score: float) -> TaskResult:
@@ -35,6 +36,10 @@ RESULTS = EvaluationResults(
             task="tfns", system="tuned", reference="base", n=240, only_system_correct=120, only_reference_correct=11,
             mcnemar_p=1e-20, differences={"macro_f1": Estimate(value=0.45, low=0.38, high=0.51)},
         ),
+    ),
+    data=(
+        DataLicence(task="tfns", source="sample", licence="MIT", citation="-", split_note="Shipped sample: class-balanced."),
+        DataLicence(task="fpb", source="x/y", licence="-", citation="-", split_note="Only trained on."),
     ),
     overlap=(OverlapReport(task="tfns", n_train=900, n_test=240, exact=0, normalised=1, removed_from_train=1),),
 )  # fmt: skip
@@ -92,12 +97,15 @@ class FakeApi(types.ModuleType):
         super().__init__("fintune.api")
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.raises: BaseException | None = None
+        self.logs: list[tuple[str, int, str]] = []
         self.checks = [Check("python", True, "3.11"), Check("gpu", None, "no GPU", "Training runs on the CPU.")]
 
     def _answer(self, name: str, value: Any) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             self.calls.append((name, args, kwargs))
             print("a library prints to standard output")
+            for logger, level, text in self.logs:
+                logging.getLogger(logger).log(level, text)
             if self.raises is not None:
                 raise self.raises
             return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -41,6 +42,7 @@ def test_train_passes_its_arguments_and_prints_scores_tests_and_places(run: Run,
         "exact McNemar p < 0.0001)." in ran.out.replace("\n", " ")
     )
     assert "1 after normalising; 1 training rows removed" in ran.out
+    assert "tfns: Shipped sample: class-balanced." in ran.out and "Only trained on." not in ran.out
 
 
 def test_grouped_documents_show_the_test_over_groups() -> None:
@@ -78,7 +80,9 @@ def test_json_stands_alone_on_standard_output(run: Run, api: Any, arguments: tup
 def test_evaluate_passes_only_what_was_given(run: Run, api: Any) -> None:
     ran = run("evaluate", "--model", "smollm2-135m", "--tasks", "fpb, tfns")
     assert ran.code == 0
-    assert api.calls[0] == ("evaluate", ("smollm2-135m",), {"tasks": ("fpb", "tfns"), "progress": True})
+    baselines = ("majority", "lexicon", "tfidf")
+    given = {"tasks": ("fpb", "tfns"), "baselines": baselines, "progress": True}
+    assert api.calls[0] == ("evaluate", ("smollm2-135m",), given)
     run("evaluate", "-m", "m", "-t", "fpb", "-a", "runs/x", "--limit", "5", "--baselines", "none", "seed=1")
     kwargs = api.calls[1][2]
     assert kwargs["adapter"] == "runs/x" and kwargs["limit"] == 5 and kwargs["baselines"] == ()
@@ -88,6 +92,8 @@ def test_evaluate_passes_only_what_was_given(run: Run, api: Any) -> None:
 def test_predict_takes_texts_files_and_standard_input(
     run: Run, api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "x").mkdir(parents=True)
     lines = tmp_path / "texts.txt"
     lines.write_text("one\n\n two \n", encoding="utf-8")
     ran = run("predict", "runs/x", "up [bold]", "--file", str(lines), "--task", "tfns")
@@ -99,6 +105,53 @@ def test_predict_takes_texts_files_and_standard_input(
     assert document[0]["label"] == "positive" and api.calls[-1][1] == (["three"],)
     run("predict", "runs/x", "--", "--json")
     assert api.calls[-1][1] == (["--json"],), "what follows -- is text"
+
+
+def test_a_text_may_begin_with_a_minus_sign(run: Run, api: Any, tmp_path: Path) -> None:
+    place = str(tmp_path)
+    ran = run("predict", place, "up", "-8% after the warning", "--task", "tfns", "-$2", "--", "-3%")
+    assert ran.code == 0, ran.err
+    assert api.calls[-1] == ("predict", (["up", "-8% after the warning", "-$2", "-3%"],), {"task": "tfns"})
+    ran = run("predict", place, "-profit falls")
+    assert ran.code == 2 and "Write -- before a text" in ran.err
+
+
+@pytest.mark.parametrize("place", ["runs/none", "./none", "/no/where", "~/no-such-folder", "none", "there/none"])
+def test_predict_on_a_path_that_leads_nowhere_asks_no_hub(
+    run: Run, api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    ran = run("predict", place, "up")
+    assert ran.code == 2 and f"There is no run, adapter or model at {place}." in ran.err
+    assert "folder that holds runs/" in ran.err and not api.calls
+
+
+def test_predict_takes_aliases_hub_ids_and_gguf_files_and_guesses_at_runs(
+    run: Run, api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("smollm2-135m", "org/name", "model.gguf"):
+        assert run("predict", name, "up").code == 0
+        assert api.calls[-2] == ("load", (name,), {})
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    assert "Did you mean runs/mine?" in run("predict", "mine", "up").err
+    assert "Did you mean smollm2-135m?" in run("predict", "smollm2-135", "up").err
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_fintune_s_messages_reach_standard_error_and_no_others(run: Run, api: Any, flags: tuple[str, ...]) -> None:
+    api.logs = [
+        ("fintune.tasks.loading", logging.WARNING, "Task tfns: using the shipped sample."),
+        ("fintune.pipeline", logging.INFO, "tfns: 300 documents to score."),
+        ("fintune.sources.hub", logging.INFO, "a detail"),
+        ("some_library", logging.INFO, "chatter"),
+    ]
+    ran = run("train", "quickstart", *flags)
+    assert "warning: Task tfns: using the shipped sample.\ntfns: 300 documents to score.\n" in ran.err
+    assert "a detail" not in ran.err + ran.out and "chatter" not in ran.err + ran.out
+    assert "300 documents" not in ran.out
+    assert logging.getLogger("fintune").handlers == [] and logging.getLogger("fintune").propagate
 
 
 def test_predict_without_text_or_with_a_bad_file_says_so(run: Run, tmp_path: Path) -> None:
@@ -123,9 +176,17 @@ def test_recipes_lists_and_prints_yaml_that_loads(run: Run) -> None:
     assert "finllama-sentiment" in run("recipes").out
     assert run("recipes", "quickstart").out == recipe_text("quickstart")
     assert yaml.safe_load(run("recipes", "quickstart").out)["name"] == "quickstart"
-    assert json.loads(run("--json", "recipes", "quickstart").out)["training"]["learning_rate"] == 1e-3
+    assert json.loads(run("--json", "recipes", "quickstart").out)["training"]["learning_rate"] == 1.5e-3
     assert json.loads(run("--json", "recipes").out)[0]["base"]
     assert run("recipes", "quikstart").code == 2
+
+
+def test_recipes_prints_shipped_ones_only_and_says_so_for_a_file(run: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "my.yaml"
+    mine.write_text("name: mine\n", encoding="utf-8")
+    ran = run("recipes", str(mine))
+    assert ran.code == 2 and "is no shipped recipe" in ran.err and f"fintune preview {mine}" in ran.err
+    assert "nor a file" not in ran.err
 
 
 def test_tasks_lists_and_details(run: Run) -> None:

@@ -103,6 +103,8 @@ def test_a_short_run_trains_and_resumes_to_the_end(settings, tmp_path):
         "model.quantization=none",
         "data.train_limit=96",
         "training.save_steps=3",
+        "training.samples_per_step=16",
+        "training.warmup_steps=1",
         "evaluation.limit=40",
         "evaluation.bootstrap_samples=100",
         "evaluation.baselines=[majority]",

@@ -103,6 +103,22 @@ def test_calibration_error_is_there_when_every_record_has_probabilities():
     assert "ece" not in summarise(without, **OPTIONS).metrics
 
 
+@pytest.mark.parametrize("sure", [(0.6, 0.2, 0.2), (1.0, 0.0, 0.0)])
+def test_calibration_has_no_interval_where_it_says_nothing(sure):
+    records = confident(100, 0, 0.8)
+    same = [r.model_copy(update={"probabilities": sure}) for r in records]
+    ece = summarise(same, **OPTIONS).metrics["ece"]
+    assert (ece.low, ece.high) == (None, None) and ece.value > 0
+    certain = [
+        r.model_copy(update={"prediction": r.target, "correct": True, "probabilities": (1.0 - 1e-11 * i, 0.0, 0.0)})
+        for i, r in enumerate(records)
+    ]
+    ece = summarise(certain, **OPTIONS).metrics["ece"]
+    assert ece.value < 1e-9 and (ece.low, ece.high) == (None, None)
+    varied = summarise(records, **OPTIONS).metrics["ece"]
+    assert varied.low is not None and varied.high is not None
+
+
 def test_calibration_interval_of_a_calibrated_system_reaches_almost_to_zero():
     """The percentile bootstrap would sit above the truth, because binning noise inflates the error twice."""
     reaches = [summarise(confident(300, s, 1.0), **OPTIONS, n_resamples=300).metrics["ece"].low for s in range(20)]

@@ -176,7 +176,7 @@ def test_a_file_that_is_not_gguf_is_refused(tmp_path):
 
 
 def test_an_alias_whose_package_is_missing_or_altered_says_how_to_install_it(monkeypatch, tmp_path):
-    alias = WheelAlias("fintune_no_such_package", "no-such", "m.gguf", "0" * 64, "MIT")
+    alias = WheelAlias("fintune_no_such_package", "no-such", "m.gguf", "0" * 64, "MIT", "org/model")
     monkeypatch.setitem(ALIASES, "absent", alias)
     with pytest.raises(DependencyError) as caught:
         locate("absent")

@@ -40,7 +40,8 @@ def test_the_body_is_honest(tmp_path, recipe, results, model_facts):
         "not investment advice",
         "balanced by class; not the natural mix",
         "| tfns | 900 | 120 | 2 | 3 | 3 |",
-        "AutoPeftModelForCausalLM",
+        'AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")',
+        'PeftModel.from_pretrained(base, "path/to/this/folder")',
         "base weights in nf4",
     ):
         assert words in body, words
@@ -54,6 +55,28 @@ def test_the_strictest_source_wins_and_unknown_is_said(tmp_path, recipe, results
     assert front["license"] == "unknown" and "check before any use" in body
     front, _ = card(tmp_path, recipe, results, {})
     assert front["license"] == "unknown"
+
+
+def test_the_licence_covers_every_source_and_samples_name_their_data_set(tmp_path, recipe, results, model_facts):
+    trained = with_sources(results, ("sample of a/b", "MIT"), ("hf://c/d@main", "CC BY-NC-SA 3.0"))
+    front, _ = card(tmp_path, recipe, trained, model_facts)
+    assert front["license"] == "cc-by-nc-sa-3.0" and front["datasets"] == ["a/b", "c/d"]
+    front, _ = card(tmp_path, recipe, results, {**model_facts, "base_licence": "llama3.2"})
+    assert front["license"] == "llama3.2"
+
+
+def test_a_derived_base_is_said_to_be_one(tmp_path, recipe, results, model_facts):
+    derived = "derived from a 4-bit file (Q4_1 GGUF)"
+    for source, said in (
+        ("smollm2-135m", True),
+        (model_facts["base_model"], False),
+        ("hf://" + model_facts["base_model"], False),
+        (None, False),
+    ):
+        _, body = card(tmp_path, recipe, results, {**model_facts, "base_source": source})
+        assert (derived in body) is said, source
+    _, body = card(tmp_path, recipe, results, {"base_model": "/models/a", "base_source": "a.gguf"})
+    assert derived not in body and "path/to/the/base/model" in body
 
 
 def test_local_names_do_not_leave_the_machine(tmp_path, recipe, results):

@@ -55,7 +55,7 @@ def test_numbers_are_worded():
     ]  # fmt: skip
     assert (fact_name("elapsed_s"), fact_name("peak_bytes"), fact_name("dtype")) == (
         "Elapsed (s)",
-        "Peak (bytes)",
+        "Peak (GiB)",
         "Dtype",
     )
     assert shortened("a  b\nc") == "a b c" and len(shortened("x" * 999, 10)) == 10

@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 
 from fintune.reporting import write_report
+from fintune.reporting.figures import _smoothed, curves_caption, training_curves
+from fintune.reporting.tables import comparisons_table, counts_table, facts_table, systems_tables
 from fintune.schema.results import EvaluationResults
 
 NASTY = '<script>alert("x")</script> {{ 7 * 7 }} | $\\frac$ & 100% _up_ #1'
@@ -153,6 +155,59 @@ def test_text_stays_text_in_every_output(tmp_path, recipe, model_facts, make_rec
     assert "{{ 7 * 7 }}" in parsed.text and "{{ 49 }}" not in parsed.text
     assert (tmp_path / "figures" / "confusion_odd-task.png").is_file()
     assert "<script>" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def columns_of(results):
+    first, second = systems_tables(results, "tfns")
+    return first, second, comparisons_table(results.comparisons)
+
+
+def test_what_decides_stands_first(results):
+    first, second, compared = columns_of(results)
+    assert first.columns == ("System", "Accuracy", "Macro F1", "MCC", "n", "Missing")
+    assert second.columns == ("System", "Weighted F1", "Calibration error", "Groups")
+    assert compared.columns[2:4] == ("Only tuned right : only other right", "McNemar p")
+    assert "Sign-flip p" not in compared.columns
+    c = results.comparisons[0]
+    assert compared.rows[0][2] == f"{c.only_system_correct} : {c.only_reference_correct}"
+    for words in ("VADER is a general-purpose", "±0.05", "cross-validation on the training", "not the natural mix."):
+        assert words in first.note
+    assert "15 equal-width bins" in second.note and "reverse-percentile bootstrap" in second.note
+
+
+def test_groups_are_tested_by_sign_flip_alone(measured):
+    grouped = measured({"base": 0.35, "tuned": 0.9}, per_group=6)
+    first, second, compared = columns_of(grouped)
+    assert "Sign-flip p" in compared.columns and "McNemar p" not in compared.columns
+    assert "Student's t" in first.note and "Student's t" in second.note and "VADER" not in first.note
+    both = comparisons_table([*grouped.comparisons, *measured({"base": 0.35, "tuned": 0.9}).comparisons])
+    assert both.columns[3:5] == ("McNemar p", "Sign-flip p")
+    assert [row[3:5].count("–") for row in both.rows] == [1, 1]
+
+
+def test_facts_and_counts_are_worded():
+    facts = facts_table({"best_step": None, "peak_bytes": 3 * 2**29, "whole_run_s": 12.5})
+    assert facts.rows == (("Peak (GiB)", "1.50"), ("Whole run (s)", "12.5"))
+    counts = counts_table({"tfns": {"read": {"train": 9}, "dropped": {}, "kept": {"train": 9}}, "dropped_rows": 0})
+    assert counts.rows == (("tfns", "read train 9; dropped none; kept train 9"), ("Dropped rows", "0"))
+
+
+def test_the_caption_names_the_panels_drawn(history):
+    bare = [{"step": row["step"], "loss": row["loss"], "learning_rate": 1.0, "grad_norm": 1.0} for row in history[:30]]
+    assert curves_caption(bare).startswith("Loss, learning rate and gradient norm by optimiser step. The dark line")
+    assert curves_caption(bare[:5]) == "Loss, learning rate and gradient norm by optimiser step."
+    assert curves_caption([{"step": 1, "loss": 2.0}]) == "Loss by optimiser step."
+    for rows, panels in ((bare, 3), (history, 4), ([{"step": 1, "loss": 2.0}], 1)):
+        figure = training_curves(rows)
+        assert len(figure.axes) == panels and all(axes.get_visible() for axes in figure.axes)
+
+
+def test_smoothing_does_not_lag_or_follow_spikes():
+    ramp = [float(i) for i in range(40)]
+    assert _smoothed(ramp) == ramp
+    spiked = [1.0] * 40
+    spiked[20] = 100.0
+    assert _smoothed(spiked) == [1.0] * 40
 
 
 def test_an_empty_run_still_gets_a_page(tmp_path, recipe):

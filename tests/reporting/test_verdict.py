@@ -34,7 +34,7 @@ def test_a_winning_baseline_is_named(measured):
 
 def test_an_equal_baseline_is_said_to_be_cheaper(measured):
     said = only(measured({"base": 0.3, "tuned": 0.75, "lexicon": 0.85}))
-    assert "cannot be told apart from the best classical baseline, lexicon at" in said and "far cheaper" in said
+    assert "cannot be told apart from the best classical baseline, lexicon (VADER) at" in said and "far cheaper" in said
 
 
 def test_also_needs_a_first_win(measured):
@@ -73,6 +73,14 @@ def test_missing_answers_are_mentioned(make_records):
         results=tuple(summarise(r, task_version="1", split="test", labels=LABELS) for r in (base, tuned)),
     )
     assert "no readable label for 5.0% of the documents" in only(results)
+
+
+def test_the_split_note_follows_the_verdict(results):
+    assert only(results).endswith("balanced by class; not the natural mix.")
+    twice = results.model_copy(update={"data": (*results.data, *results.data)})
+    assert only(twice).count("not the natural mix") == 1
+    other = tuple(d.model_copy(update={"task": "fpb"}) for d in results.data)
+    assert "natural mix" not in only(results.model_copy(update={"data": other}))
 
 
 @pytest.mark.parametrize("alone", ["tuned", "base", "majority"])

@@ -111,9 +111,10 @@ def test_loading_leaves_the_callers_mapping_alone() -> None:
 
 
 def test_anchors_share_text_but_not_fate() -> None:
-    values = parse("name: a\nmodel: {base: b}\ndata: {tasks: [&t {name: fpb}, *t]}\nevaluation: {tasks: [*t]}")[0]
+    values = parse("name: a\nmodel: {base: b}\ndata: {tasks: [&t {name: fpb}]}\nevaluation: {tasks: [*t]}")[0]
     recipe = load_recipe(values, ["data.tasks.0.config=AllAgree"])
-    assert [task.config for task in recipe.data.tasks] == ["AllAgree", None]
+    assert recipe.evaluation.tasks is not None
+    assert (recipe.data.tasks[0].config, recipe.evaluation.tasks[0].config) == ("AllAgree", None)
 
 
 # --- what fails, and how -------------------------------------------------------------------------------------------
@@ -192,6 +193,7 @@ def test_a_missing_key_is_named() -> None:
         (["training.best_metric=loss"], ("training.best_metric", "training.eval_steps")),
         (["training.best_metric=loss", "training.eval_steps=7"], ("training.eval_steps", "training.save_steps")),
         (["adapter.targets=[]"], ("adapter.targets", "adapter.kind")),
+        (["data.tasks.1.name=fpb", "data.tasks.1.config=AllAgree"], ("data.tasks", "evaluation.tasks")),
     ],
 )
 def test_an_impossible_combination_gives_the_tables_words(overrides: list[str], keys: tuple[str, str]) -> None:
@@ -252,10 +254,11 @@ FINITE = st.floats(min_value=1e-12, max_value=1e12)
 
 @st.composite
 def valid_recipes(draw: st.DrawFn) -> Recipe:
-    def task() -> dict[str, Any]:
+    def task(name: str) -> dict[str, Any]:
         optional = {key: draw(st.none() | WORDS) for key in ("source", "config", "prompt", "revision")}
-        return {"name": draw(WORDS), **optional}
+        return {"name": name, **optional}
 
+    names = st.lists(WORDS, min_size=1, max_size=3, unique=True)
     return Recipe.model_validate(
         {
             "name": draw(st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,20}\Z")),
@@ -267,7 +270,7 @@ def valid_recipes(draw: st.DrawFn) -> Recipe:
                 "alpha": draw(FINITE),
                 "targets": draw(st.just("all-linear") | st.lists(WORDS, min_size=1, max_size=4)),
             },
-            "data": {"tasks": [task() for _ in range(draw(st.integers(1, 3)))], "balance": draw(st.booleans())},
+            "data": {"tasks": [task(name) for name in draw(names)], "balance": draw(st.booleans())},
             "training": {
                 "learning_rate": draw(FINITE),
                 "epochs": draw(FINITE),

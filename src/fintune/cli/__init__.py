@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from fintune.cli.logs import shown_messages
 from fintune.cli.output import Output
 
 _GLOBAL_FLAGS = ("--json", "--debug")
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? instead of dying
     output = Output(json="--json" in flags, debug="--debug" in flags)
     try:
-        return _run(rest, output)
+        with shown_messages():
+            return _run(rest, output)
     except BaseException as error:
         return _report(error, output)
 
@@ -63,7 +65,10 @@ def _report(error: BaseException, output: Output) -> int:
         return _INTERRUPTED
     if isinstance(error, TyperException):
         command = getattr(getattr(error, "ctx", None), "command_path", "fintune")
-        output.error("UsageError", error.format_message(), f"See: {command} --help")
+        remedy = f"See: {command} --help"
+        if command.endswith(" predict") and getattr(error, "option_name", None):
+            remedy = f"Write -- before a text that begins with a dash. {remedy}"
+        output.error("UsageError", error.format_message(), remedy)
         return error.exit_code
     if isinstance(error, FintuneError):
         output.error(type(error).__name__, error.message, error.remedy)

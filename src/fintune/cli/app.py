@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fintune.cli.output import Output
+from fintune.cli.predicting import PredictCommand, existing_place, read_lines, unmarked
 
 if TYPE_CHECKING:
     from fintune.schema.results import EvaluationResults
@@ -34,6 +35,7 @@ Overrides = Annotated[
 OutputDir = Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")]
 Resume = Annotated[bool, typer.Option(help="Go on from the newest checkpoint, or start afresh in <run>-2.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+_BASELINES = "majority,lexicon,tfidf"
 
 
 def _version(wanted: bool) -> None:
@@ -107,7 +109,7 @@ def _train(
             "\nWhat next:",
             f'  fintune predict {outcome.run_dir} "Shares fell 8% after the profit warning"',
             "  fintune preview quickstart                      what the model is trained on, token by token",
-            "  fintune recipes quickstart > my-recipe.yaml     start a recipe of your own",
+            "  fintune recipes quickstart > my-recipe.yaml     start a recipe of your own; change its name: first",
         )
     output.emit(outcome)
 
@@ -135,7 +137,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many documents a task.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Named prompt; `fintune tasks` lists them.")] = None,
     quantization: Annotated[str | None, typer.Option(help="none, nf4 or int8.")] = None,
-    baselines: Annotated[str | None, typer.Option(help="majority,lexicon,tfidf; none for no baselines.")] = None,
+    baselines: Annotated[str, typer.Option(help="Which of these to score beside; none for no baselines.")] = _BASELINES,
     output_dir: OutputDir = None,
     quiet: Quiet = False,
 ) -> None:
@@ -143,14 +145,15 @@ def evaluate(
     from fintune import api
 
     output: Output = context.obj
-    # Only what was given is passed on, so that every default stands in one place: the Python function.
+    # Only what was given is passed on, so that defaults stand in one place, the Python function. Baselines are the
+    # exception: a script asks for what it needs, a person should see whether a language model was needed.
     given: dict[str, Any] = {
         "adapter": adapter,
         "split": split,
         "limit": limit,
         "prompt": prompt,
         "quantization": quantization,
-        "baselines": None if baselines is None else _words(baselines),
+        "baselines": _words(baselines),
         "output_dir": output_dir,
         "overrides": overrides,
     }
@@ -166,7 +169,7 @@ def _words(text: str) -> tuple[str, ...]:
     return () if words == ("none",) else words
 
 
-@app.command()
+@app.command(cls=PredictCommand)
 def predict(
     context: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, adapter directory or base model.")],
@@ -181,33 +184,18 @@ def predict(
     from fintune.cli.tables import plain_table
 
     output: Output = context.obj
-    wanted = [*(texts or ()), *_lines(file)]
+    wanted = [*unmarked(texts), *read_lines(file)]
     if not wanted:
         raise typer.BadParameter("Give at least one text, or --file with one text a line.")
+    place = existing_place(run)
     with output.quiet_stdout():
-        predictions = api.load(run).predict(wanted, task=task)
+        predictions = api.load(place).predict(wanted, task=task)
     table = plain_table("label", "probabilities", "text")
     for prediction in predictions:
         ordered = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
         table.add_row(prediction.label, " ".join(f"{label} {p:.2f}" for label, p in ordered), Text(prediction.text))
     output.say(table)
     output.emit(predictions)
-
-
-def _lines(file: Path | None) -> list[str]:
-    import sys
-
-    from fintune.schema.errors import DataError
-
-    if file is None:
-        return []
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text.", "Save it as UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}.", "Check the path.") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 @app.command()
@@ -260,9 +248,9 @@ def recipes(
     """List the shipped recipes, or print one."""
     output: Output = context.obj
     if name is not None:
-        from fintune.schema.loading import load_recipe, recipe_text
+        from fintune.schema.loading import load_recipe
 
-        text = recipe_text(name)
+        text = _shipped_text(name)
         if not output.json:
             typer.echo(text, nl=False)
         output.emit(load_recipe(name))
@@ -276,6 +264,19 @@ def recipes(
         table.add_row(info.name, info.base, info.description)
     output.say(table, "Print one: fintune recipes NAME")
     output.emit(found)
+
+
+def _shipped_text(name: str) -> str:
+    from fintune.schema.errors import RecipeError
+    from fintune.schema.loading import list_recipes, recipe_text
+
+    shipped = [info.name for info in list_recipes()]
+    if name not in shipped and Path(name).exists():
+        raise RecipeError(
+            f"{name} is no shipped recipe, and only those are printed.",
+            f"See what yours trains on: fintune preview {name}. Shipped recipes: {', '.join(shipped)}.",
+        )
+    return recipe_text(name)
 
 
 @app.command()

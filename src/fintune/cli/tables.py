@@ -97,7 +97,11 @@ def _p_value(p: float) -> str:
 
 
 def notes(results: EvaluationResults) -> Iterator[str]:
-    """What a reader must know beside the scores: overlap with training, and rows that were left out."""
+    """What a reader must know beside the scores: which rows were measured, and their overlap with training."""
+    measured = set(task_names(results))
+    for data in results.data:
+        if data.split_note and data.task in measured:
+            yield f"{data.task}: {data.split_note.strip()}"
     for overlap in results.overlap:
         removed = f"; {overlap.removed_from_train} training rows removed" if overlap.removed_from_train else ""
         yield (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from fintune.metrics.summary import compare, summarise
 from fintune.schema.errors import DataError
 from fintune.schema.example import Example
 from fintune.schema.recipe import EvaluationSection, Recipe, TaskSection
-from fintune.schema.results import Comparison, DocumentRecord, OverlapReport, TaskResult
+from fintune.schema.results import Comparison, DataLicence, DocumentRecord, OverlapReport, TaskResult
 from fintune.sources.overlap import remove_overlap
 from fintune.tasks.base import LoadedTask
 from fintune.tasks.loading import load_task
@@ -28,6 +29,7 @@ class RunData:
         train: training examples of all tasks, in training order.
         validation: validation examples of the trained tasks.
         tested: the evaluated tasks with their documents.
+        licences: sources and terms of all tasks trained or tested.
         overlap: what was found in train and held-out rows alike, by task.
         counts: rows read, kept, dropped and used, by task.
     """
@@ -36,8 +38,17 @@ class RunData:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     tested: tuple[tuple[LoadedTask, tuple[Example, ...]], ...]
+    licences: tuple[DataLicence, ...]
     overlap: tuple[OverlapReport, ...]
     counts: dict[str, Mapping[str, object]]
+
+    def summary(self) -> list[str]:
+        """One line a task: where its rows came from, and how many are used."""
+        trained = Counter(example.task for example in self.train)
+        lines = [f"{licence.task}: rows from {licence.source}." for licence in self.licences]
+        lines += [f"{task}: {n} training rows." for task, n in trained.items()]
+        lines += [f"{task.task.name}: {len(rows)} documents to score." for task, rows in self.tested]
+        return lines
 
 
 def load_run_data(recipe: Recipe, *, training: bool = True) -> RunData:
@@ -74,7 +85,9 @@ def load_run_data(recipe: Recipe, *, training: bool = True) -> RunData:
         raise DataError("training.best_metric is set, but there are no validation rows.", "Set it to null.")
     overlap = [_overlap(trained, task, rows, recipe) for task, rows in documents] if training else []
     pinned = _pinned(recipe, trained, tested)
-    return RunData(pinned, tuple(train), tuple(validation), tuple(documents), tuple(overlap), counts)
+    used = [*trained, *tested] if training else tested
+    licences = tuple(dict.fromkeys(task.licence for task in used))
+    return RunData(pinned, tuple(train), tuple(validation), tuple(documents), licences, tuple(overlap), counts)
 
 
 def _training_rows(task: LoadedTask, heldout: Sequence[Example], recipe: Recipe) -> tuple[Example, ...]:

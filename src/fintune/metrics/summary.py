@@ -26,6 +26,7 @@ SCORES: Mapping[str, Callable[[Tally], Floats]] = {
     "mcc": scores.mcc,
 }
 _BOUNDS = {"accuracy": (0.0, 1.0), "macro_f1": (0.0, 1.0), "weighted_f1": (0.0, 1.0), "mcc": (-1.0, 1.0)}
+_SAME_CONFIDENCE, _NO_ERROR = 1e-12, 1e-9
 
 
 def summarise(
@@ -40,8 +41,9 @@ def summarise(
 ) -> TaskResult:
     """One system's scores on one task, with intervals clustered by ``group``.
 
-    The calibration error ``ece`` is present when every record carries probabilities. A score whose value no resample
-    changes has no interval, except an accuracy of 0 or 1, which gets the exact binomial one over groups.
+    The calibration error ``ece`` is present when every record carries probabilities; it has no interval where every
+    document has the same confidence or the error is below 1e-9. A score whose value no resample changes has no
+    interval, except an accuracy of 0 or 1, which gets the exact binomial one over groups.
 
     Args:
         records: all documents of one system on one task.
@@ -232,6 +234,7 @@ def _difference(
 
 
 def _calibration_estimate(answers: _Answers, *, confidence: float, n_resamples: int, seed: int) -> Estimate:
+    """The calibration error; without an interval where confidence never varies or the error is rounding noise."""
     assert answers.confidence_N is not None, "the caller checks that every record has probabilities"
     gap_NF = np.zeros((len(answers.target_N), N_BINS + 1))
     index_N = bin_index(answers.confidence_N)
@@ -241,5 +244,8 @@ def _calibration_estimate(answers: _Answers, *, confidence: float, n_resamples: 
     def error(totals: Floats) -> Floats:
         return np.asarray(np.abs(totals[..., :-1]).sum(-1) / totals[..., -1])
 
+    value = float(error(gap_NF.sum(0)))
+    if np.ptp(answers.confidence_N) < _SAME_CONFIDENCE or value < _NO_ERROR:
+        return Estimate(value=value)
     shared = replicate(_group_sums(answers, gap_NF), n_resamples=n_resamples, seed=seed)
     return estimate(shared, error, confidence=confidence, bounds=(0.0, 1.0), basic=True)

@@ -89,6 +89,8 @@ def save_adapter(
             model.save_pretrained(str(aside))
         tokenizer.save_pretrained(str(aside))
         (aside / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        for file in aside.iterdir():
+            file.chmod((aside / NOTE).stat().st_mode)  # safetensors writes for the owner's eyes only
     return target
 
 

@@ -47,7 +47,7 @@ def attach_adapter(base: LoadedBase, section: AdapterSection, *, seed: int) -> P
     with seeded(seed, base.model.device), peft_quiet():
         model = get_peft_model(base.model, config, autocast_adapter_dtype=True)
     # PEFT writes down where the base lies on this machine; the name the recipe used travels better.
-    model.peft_config["default"].base_model_name_or_path = base.files.source
+    model.peft_config["default"].base_model_name_or_path = base.files.hub_id or base.files.source
     if base.dtype != torch.float32:
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:

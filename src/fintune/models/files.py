@@ -31,6 +31,7 @@ class BaseModelFiles:
         revision: commit of a hub model, ``sha256:…`` of a GGUF file, None for a local folder.
         content_hash: SHA-256 over the safetensors files; the same weights have the same hash wherever they lie.
         licence: licence identifier as the source states it, or ``unknown``.
+        hub_id: where the same model is published, when that is known.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class BaseModelFiles:
     revision: str | None
     content_hash: str
     licence: str
+    hub_id: str | None = None
 
 
 def cache_dir() -> Path:

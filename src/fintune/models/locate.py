@@ -27,6 +27,7 @@ class WheelAlias:
     file: str
     sha256: str
     licence: str
+    hub_id: str
 
 
 ALIASES: dict[str, WheelAlias] = {
@@ -36,6 +37,7 @@ ALIASES: dict[str, WheelAlias] = {
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     )
 }
 
@@ -112,7 +114,7 @@ def _from_wheel(name: str, alias: WheelAlias) -> BaseModelFiles:
             f"The file is damaged or from another version. {remedy} --force-reinstall",
         )
     folder = convert_gguf(file, source_hash=found)
-    return BaseModelFiles(folder, name, f"sha256:{found}", content_hash(folder), alias.licence)
+    return BaseModelFiles(folder, name, f"sha256:{found}", content_hash(folder), alias.licence, alias.hub_id)
 
 
 def _from_gguf(file: Path, source: str) -> BaseModelFiles:
@@ -137,7 +139,9 @@ def _from_hub(section: ModelSection) -> BaseModelFiles:
         raise _hub_error(section, exc) from exc
     require_safetensors(folder)
     # A snapshot folder is named by its commit, which pins whatever branch the recipe asked for.
-    return BaseModelFiles(folder, section.base, folder.name, content_hash(folder), stated_licence(folder))
+    return BaseModelFiles(
+        folder, section.base, folder.name, content_hash(folder), stated_licence(folder), hub_id=section.base
+    )
 
 
 def _hub_error(section: ModelSection, exc: Exception) -> ModelError:

@@ -50,7 +50,9 @@ LICENCES = (
     "unlicense",
     "pddl",
 )
-_HUB_ID = re.compile(r"^(?:hf://|https://huggingface\.co/(?:datasets/)?)?([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:@\w+)?$")
+_HUB_ID = re.compile(
+    r"^(?:sample of )?(?:hf://|https://huggingface\.co/(?:datasets/)?)?([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:@\w+)?$"
+)
 
 
 def write_model_card(
@@ -89,7 +91,7 @@ def model_card(
         *(markdown_text(sentence) for sentence in verdict(results)),
         *_tables(score_tables(results) if results.results else []),
         "## Use",
-        _usage(recipe),
+        _usage(recipe, model_facts),
         "## Training",
         _training_words(recipe),
         *_tables([facts_table(model_facts)]),
@@ -125,7 +127,7 @@ def licence_id(licence: str) -> str:
 
 
 def _front_matter(recipe: Recipe, results: EvaluationResults, facts: Mapping[str, Any]) -> dict[str, Any]:
-    base = _hub_id(str(facts.get("base_model") or recipe.model.base))
+    base = _base_id(recipe, facts)
     lora = recipe.adapter.kind == "lora"
     quantised = recipe.model.quantization != "none"
     datasets = [found for d in results.data if (found := _hub_id(d.source))]
@@ -174,9 +176,28 @@ def _tables(tables: Iterable[Table | None]) -> list[str]:
     return lines
 
 
-def _usage(recipe: Recipe) -> str:
-    loader = "AutoPeftModelForCausalLM" if recipe.adapter.kind == "lora" else "AutoModelForCausalLM"
-    package = "peft" if recipe.adapter.kind == "lora" else "transformers"
+def _usage(recipe: Recipe, facts: Mapping[str, Any]) -> str:
+    base = _base_id(recipe, facts)
+    if recipe.adapter.kind == "lora":
+        package = "peft"
+        code = f"""from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{base or "path/to/the/base/model"}")
+model = PeftModel.from_pretrained(base, "path/to/this/folder")"""
+    else:
+        package = "transformers"
+        code = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")"""
+    source = str(facts.get("base_source") or "")
+    derived = recipe.adapter.kind == "lora" and base is not None and bool(source) and _hub_id(source) != base
+    caveat = (
+        f"\n\nThe scores above were measured on a copy of {markdown_text(base)} derived from a 4-bit file (Q4_1 GGUF), "
+        "so with the base loaded from the hub they may differ slightly."
+        if derived and base
+        else ""
+    )
     return f"""With fintune, which scores each label as a whole:
 
 ```python
@@ -189,12 +210,14 @@ model.predict(["Operating profit rose to EUR 13.1 mn from EUR 8.7 mn."])
 With {package} alone:
 
 ```python
-from {package} import {loader}
-from transformers import AutoTokenizer
-
-model = {loader}.from_pretrained("path/to/this/folder")
+{code}
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-```"""
+```{caveat}"""
+
+
+def _base_id(recipe: Recipe, facts: Mapping[str, Any]) -> str | None:
+    """The hub id of the base model, when it has one."""
+    return _hub_id(str(facts.get("base_model") or recipe.model.base))
 
 
 def _training_words(recipe: Recipe) -> str:
@@ -236,7 +259,7 @@ def _limits(results: EvaluationResults) -> str:
         "What the base model saw in its own pre-training is not known and may include test documents.",
         "It answers with one of the task's labels even where none fits.",
     ]
-    notes = [_note(d) for d in results.data if d.split_note]
+    notes = dict.fromkeys(_note(d) for d in results.data if d.split_note)
     return "\n".join(f"- {markdown_text(item)}" for item in [*items, *notes])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib as mpl
@@ -56,6 +57,11 @@ _PANELS = (
 )
 
 
+_WINDOW = 7
+_MIN_SMOOTHED = 20
+_Panel = tuple[str, list[tuple[str, str, str, tuple[list[float], list[float]]]]]
+
+
 def write_figures(
     folder: Path,
     *,
@@ -78,18 +84,17 @@ def write_figures(
 
 def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Loss, validation scores, learning rate and gradient norm over optimiser steps; only panels with data."""
-    panels = [
-        (title, lines)
-        for title, series in _PANELS
-        if (lines := [(key, name, colour, xy) for key, name, colour in series if (xy := _series(history, key))[0]])
-    ]
+    panels = _panels(history)
     if not panels:
         return None
-    figure = Figure(figsize=(min(7.2, 3.6 * len(panels)), 2.7 * math.ceil(len(panels) / 2)), layout="constrained")
-    grid = figure.subplots(math.ceil(len(panels) / 2), min(2, len(panels)), squeeze=False).ravel()
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (title, lines) in zip(grid, panels, strict=False):
+    # An odd count lets the first panel, the loss, span its row, so no quadrant stays empty.
+    cells = list(range(len(panels)))
+    cells = [0, *cells] if len(cells) > 1 and len(cells) % 2 else cells
+    rows: list[list[Any]] = [cells[i : i + 2] for i in range(0, len(cells), 2)]
+    figure = Figure(figsize=(3.6 * len(rows[0]), 2.7 * len(rows)), layout="constrained")
+    grid = figure.subplot_mosaic(rows)
+    for index, (title, lines) in enumerate(panels):
+        axes = grid[index]
         for key, name, colour, (steps, values) in lines:
             _draw_series(axes, key, name, colour, steps, values)
         axes.set(title=title, xlabel="optimiser step")
@@ -98,6 +103,17 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure | None:
         if len(axes.get_legend_handles_labels()[0]) > 1:
             axes.legend()
     return figure
+
+
+def curves_caption(history: Sequence[Mapping[str, Any]]) -> str:
+    """What ``training_curves`` really draws, in a sentence."""
+    names = [title for title, _ in _panels(history)]
+    names = names[:1] + [name.lower() for name in names[1:]]
+    listed = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
+    smoothed = len(_series(history, "loss")[0]) >= _MIN_SMOOTHED
+    return f"{listed} by optimiser step." + (
+        f" The dark line is a running median of {_WINDOW} logged steps, centred." if smoothed else ""
+    )
 
 
 def performance_comparison(
@@ -164,6 +180,15 @@ def reliability_diagram(records: Iterable[DocumentRecord], task: str) -> Figure 
     return figure
 
 
+def _panels(history: Sequence[Mapping[str, Any]]) -> list[_Panel]:
+    """The panels with data: a title and its lines as key, name, colour and points."""
+    return [
+        (title, lines)
+        for title, series in _PANELS
+        if (lines := [(key, name, colour, xy) for key, name, colour in series if (xy := _series(history, key))[0]])
+    ]
+
+
 def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
     """Steps and finite values of one key; rows without it are skipped."""
     points = [(row["step"], row[key]) for row in history if row.get("step") is not None and row.get(key) is not None]
@@ -176,18 +201,15 @@ def _draw_series(axes: Axes, key: str, name: str, colour: str, steps: list[float
         axes.plot(steps, values, color=colour, marker="o" if colour == BLUE else "s", markersize=4, label=name)
         return
     axes.plot(steps, values, color=colour, linewidth=0.8 if key == "loss" else 1.1, label=name)
-    if key == "loss" and len(values) >= 20:
-        axes.plot(steps, _smoothed(values), color=INK, linewidth=1.4, label="training, smoothed")
+    if key == "loss" and len(values) >= _MIN_SMOOTHED:
+        axes.plot(steps, _smoothed(values), color=INK, linewidth=1.4, label=f"training, median of {_WINDOW}")
 
 
 def _smoothed(values: list[float]) -> list[float]:
-    """Exponential mean without the pull towards the start; its memory is short where the run is."""
-    memory = min(0.95, 1 - 8 / len(values))
-    smooth, mean, weight = [], 0.0, 0.0
-    for value in values:
-        mean, weight = memory * mean + (1 - memory) * value, memory * weight + (1 - memory)
-        smooth.append(mean / weight)
-    return smooth
+    """A centred running median, which neither lags nor follows single spikes; the window shrinks evenly at the ends."""
+    last = len(values) - 1
+    reach = [min(_WINDOW // 2, i, last - i) for i in range(len(values))]
+    return [median(values[i - r : i + r + 1]) for i, r in enumerate(reach)]
 
 
 def _draw_bars(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fintune.reporting.figures import write_figures
+from fintune.reporting.figures import curves_caption, write_figures
 from fintune.reporting.html import Picture, Section, render_html
 from fintune.reporting.markup import latex_table, markdown_table, markdown_text
 from fintune.reporting.tables import (
@@ -23,7 +23,7 @@ from fintune.reporting.tables import (
     overlap_table,
     per_class_table,
     score_tables,
-    systems_table,
+    systems_tables,
 )
 from fintune.reporting.verdict import verdict
 from fintune.reporting.wording import DISCLAIMER, interval, systems_of, tasks_of
@@ -57,7 +57,7 @@ def write_report(
     figures = write_figures(run_path / "figures", results=results, records=documents, history=history)
     heading = title or recipe.report.title or recipe.name
     sentences = verdict(results)
-    sections = _sections(recipe, results, documents, figures, model_facts)
+    sections = _sections(recipe, results, documents, history, figures, model_facts)
     subtitle = " · ".join(part for part in (recipe.description, f"recipe {recipe.name}", results.model) if part)
     (run_path / "tables.tex").write_text(_latex(results, heading), encoding="utf-8")
     (run_path / "report.md").write_text(_markdown(run_path, heading, subtitle, sentences, sections), encoding="utf-8")
@@ -71,6 +71,7 @@ def _sections(
     recipe: Recipe,
     results: EvaluationResults,
     records: Sequence[DocumentRecord],
+    history: Sequence[Mapping[str, Any]],
     figures: Mapping[str, Path],
     model_facts: Mapping[str, Any],
 ) -> list[Section]:
@@ -81,7 +82,7 @@ def _sections(
             "Systems",
             "systems",
             _pictures(figures, {"performance_comparison": "Accuracy and macro F1 of every system, with intervals."}),
-            [systems_table(results, task) for task in tasks],
+            [table for task in tasks for table in systems_tables(results, task)],
         ),
         Section("Comparisons", "comparisons", tables=_present(comparisons_table(results.comparisons))),
         Section("Classes", "classes", tables=_present(*(per_class_table(results, task) for task in tasks))),
@@ -94,7 +95,7 @@ def _sections(
         Section(
             "Training",
             "training",
-            _pictures(figures, {"training_curves": "Loss, validation scores and learning rate by step."}),
+            _pictures(figures, {"training_curves": curves_caption(history)}),
             paragraphs=() if "training_curves" in figures else ("No training history was recorded.",),
         ),
         Section(
@@ -143,8 +144,8 @@ def _calibration_words(results: EvaluationResults) -> list[str]:
 
 
 def _facts(results: EvaluationResults, model_facts: Mapping[str, Any]) -> dict[str, Any]:
-    evaluated = {"evaluation_elapsed_s": results.elapsed_s} if results.elapsed_s else {}
-    return {"model": results.model, "adapter": results.adapter or "none", **model_facts, **evaluated}
+    whole = {"whole_run_s": results.elapsed_s} if results.elapsed_s else {}
+    return {"model": results.model, "adapter": results.adapter or "none", **model_facts, **whole}
 
 
 def _yaml(recipe: Recipe) -> str:

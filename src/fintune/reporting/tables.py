@@ -6,14 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fintune.metrics.calibration import N_BINS
 from fintune.reporting.wording import (
-    fact,
     fact_name,
+    fact_value,
     interval,
     metric_name,
     p_value,
     percent,
     shortened,
+    split_notes,
     system_name,
     systems_of,
     tasks_of,
@@ -22,6 +24,9 @@ from fintune.schema.results import Comparison, DocumentRecord, EvaluationResults
 
 MAX_ERRORS = 25
 MISSING = "(missing)"
+# What decides between systems stands in the first table, the rest in a second one.
+MAIN_METRICS = ("accuracy", "macro_f1", "mcc")
+_FEW_GROUPS = 30
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Table:
         text_columns: how many leading columns hold text; the others are numbers, set flush right.
         note: one sentence below the table.
         emphasised: rows set in bold.
+        prose_columns: columns of documents or citations, which may break anywhere.
     """
 
     name: str
@@ -45,71 +51,98 @@ class Table:
     text_columns: int = 1
     note: str = ""
     emphasised: frozenset[int] = frozenset()
+    prose_columns: frozenset[int] = frozenset()
 
 
-def systems_table(results: EvaluationResults, task: str) -> Table:
-    """Every system's scores on one task, with intervals, documents, groups and missing rate."""
-    systems = systems_of(results, task)
-    found = [r for s in systems if (r := results.find(task, s)) is not None]
-    metrics = list(dict.fromkeys(name for r in found for name in r.metrics))
-    rows = tuple(
-        (
-            system_name(r.system),
-            *(interval(r.metrics[m]) if m in r.metrics else "–" for m in metrics),
-            f"{r.n:,}",
-            f"{r.n_groups:,}",
-            percent(r.missing_rate),
-        )
-        for r in found
-    )
-    confidence, few = found[0].confidence, any(r.n_groups < 30 for r in found)
+def systems_tables(results: EvaluationResults, task: str) -> list[Table]:
+    """Every system's scores on one task with intervals: the main table, then the secondary scores and groups."""
+    found = [r for s in systems_of(results, task) if (r := results.find(task, s)) is not None]
+    others = [m for m in dict.fromkeys(name for r in found for name in r.metrics) if m not in MAIN_METRICS]
+    confidence, few = found[0].confidence, any(r.n_groups < _FEW_GROUPS for r in found)
+    tuned = frozenset(i for i, r in enumerate(found) if r.system == "tuned")
     method = "Student's t over groups (fewer than 30)" if few else "a bootstrap of whole groups"
-    return Table(
+    notes = [f"Intervals come from {method}. A missing answer counts as wrong.", *_baseline_notes(found)]
+    main = Table(
         name=f"systems-{task}",
         caption=f"{task}, {found[0].split} split: scores with {confidence:.0%} intervals",
-        columns=("System", *map(metric_name, metrics), "Documents", "Groups", "Missing"),
-        rows=rows,
-        note=f"Intervals come from {method}. A missing answer counts as wrong. Calibration error: lower is better.",
-        emphasised=frozenset(i for i, r in enumerate(found) if r.system == "tuned"),
+        columns=("System", *map(metric_name, MAIN_METRICS), "n", "Missing"),
+        rows=tuple((*_scores(r, MAIN_METRICS), f"{r.n:,}", percent(r.missing_rate)) for r in found),
+        note=" ".join([*notes, *split_notes(results, task)]),
+        emphasised=tuned,
     )
+    secondary = Table(
+        name=f"systems-more-{task}",
+        caption=f"{task}, {found[0].split} split: further scores",
+        columns=("System", *map(metric_name, others), "Groups"),
+        rows=tuple((*_scores(r, others), f"{r.n_groups:,}") for r in found),
+        note=_calibration_note(few) if "ece" in others else "",
+        emphasised=tuned,
+    )
+    return [main, secondary]
 
 
 def comparisons_table(comparisons: Iterable[Comparison]) -> Table | None:
-    """Paired differences and tests; None when nothing was compared."""
+    """Paired tests and differences; None when nothing was compared."""
     found = list(comparisons)
     if not found:
         return None
-    metrics = list(dict.fromkeys(name for c in found for name in c.differences))
+    metrics = [m for m in MAIN_METRICS if any(m in c.differences for c in found)]
+    grouped = [c.mcnemar_p is None for c in found]
+    first = "tuned" if all(c.system == "tuned" for c in found) else "first"
+    tests = [*([] if all(grouped) else ["McNemar p"]), *(["Sign-flip p"] if any(grouped) else [])]
     rows = tuple(
         (
             c.task,
             f"{system_name(c.system)} − {system_name(c.reference)}",
+            f"{c.only_system_correct} : {c.only_reference_correct}",
+            *([] if all(grouped) else [p_value(c.mcnemar_p)]),
+            *([p_value(c.sign_flip_p if c.mcnemar_p is None else None)] if any(grouped) else []),
             *(interval(c.differences[m], signed=True) if m in c.differences else "–" for m in metrics),
-            str(c.only_system_correct),
-            str(c.only_reference_correct),
-            p_value(c.mcnemar_p),
-            p_value(c.sign_flip_p),
         )
         for c in found
     )
+    kind = "Both tests are exact and two-sided and compare" if len(tests) > 1 else "The test is exact, two-sided, on"
+    why = "Where groups hold several documents the sign-flip test over groups stands in for McNemar's. "
     return Table(
         name="comparisons",
         caption="Paired differences on the same documents",
         columns=(
             "Task",
             "Difference",
+            f"Only {first} right : only {'other' if first == 'tuned' else 'second'} right",
+            *tests,
             *map(metric_name, metrics),
-            "Only first right",
-            "Only second right",
-            "McNemar p",
-            "Sign-flip p",
         ),
         rows=rows,
         text_columns=2,
         note=(
-            "Both tests are exact and two-sided and compare accuracy; McNemar's needs independent documents and is "
-            "left out where groups hold several. The p-values are not corrected for the number of comparisons."
+            f"{kind} accuracy. {why if any(grouped) else ''}"
+            "The p-values are not corrected for the number of comparisons."
         ),
+    )
+
+
+def _scores(result: TaskResult, metrics: Iterable[str]) -> tuple[str, ...]:
+    """The system's name and its scores, a dash for one it lacks."""
+    cells = (interval(result.metrics[m]) if m in result.metrics else "–" for m in metrics)
+    return (system_name(result.system), *cells)
+
+
+def _baseline_notes(found: Iterable[TaskResult]) -> list[str]:
+    """What the classical baselines are, on one line for each that was measured."""
+    known = {
+        "lexicon": "VADER is a general-purpose lexicon, not a financial one; its thresholds are ±0.05.",
+        "tfidf": "TF-IDF's C was chosen by cross-validation on the training rows.",
+    }
+    systems = {r.system for r in found}
+    return [note for system, note in known.items() if system in systems]
+
+
+def _calibration_note(few_groups: bool) -> str:
+    method = "Student's t over groups" if few_groups else "a reverse-percentile bootstrap"
+    return (
+        f"Calibration error: {N_BINS} equal-width bins, lower is better, intervals from {method}; "
+        "none where every document has the same confidence or the error is zero."
     )
 
 
@@ -150,7 +183,8 @@ def licence_table(results: EvaluationResults) -> Table | None:
         (d.task, d.source, d.licence or "unknown", d.citation, d.split_note, d.content_hash[:12]) for d in results.data
     )
     columns = ("Task", "Source", "Licence", "Citation", "Split", "Content hash")
-    return Table("data", "Where the rows came from", columns, rows, text_columns=len(columns))
+    prose = frozenset({columns.index("Citation"), columns.index("Split")})
+    return Table("data", "Where the rows came from", columns, rows, text_columns=len(columns), prose_columns=prose)
 
 
 def overlap_table(results: EvaluationResults) -> Table | None:
@@ -191,25 +225,30 @@ def errors_table(records: Iterable[DocumentRecord], task: str, system: str) -> T
         columns=("Document", "Target", "Answer", "Probability"),
         rows=rows,
         text_columns=3,
+        prose_columns=frozenset({0}),
         note=f"{len(rows)} of {len(wrong)} wrong answers.",
     )
 
 
 def counts_table(counts: Mapping[str, Any]) -> Table | None:
-    """What was dropped, shortened or otherwise counted on the way."""
-    rows = tuple((fact_name(key), fact(value)) for key, value in counts.items())
+    """What was dropped, shortened or otherwise counted on the way; a task's counts stand under its registered name."""
+    rows = tuple(
+        (key if isinstance(value, Mapping) else fact_name(key), fact_value(key, value))
+        for key, value in counts.items()
+        if value is not None
+    )
     return Table("counts", "Counted on the way", ("What", "Count"), rows, text_columns=2) if rows else None
 
 
 def facts_table(facts: Mapping[str, Any]) -> Table | None:
-    """Run facts as key and value."""
-    rows = tuple((fact_name(key), fact(value)) for key, value in facts.items())
+    """Run facts as key and value; what was not recorded is left out."""
+    rows = tuple((fact_name(key), fact_value(key, value)) for key, value in facts.items() if value is not None)
     return Table("facts", "How the run was made", ("Fact", "Value"), rows, text_columns=2) if rows else None
 
 
 def score_tables(results: EvaluationResults) -> list[Table]:
     """Systems and comparisons of every task: what a paper would print."""
-    tables = [systems_table(results, task) for task in tasks_of(results)]
+    tables = [table for task in tasks_of(results) for table in systems_tables(results, task)]
     compared = comparisons_table(results.comparisons)
     return [*tables, compared] if compared else tables
 

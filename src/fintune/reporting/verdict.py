@@ -9,7 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fintune.reporting.wording import CLASSICAL, interval, metric_name, p_phrase, system_name, systems_of, tasks_of
+from fintune.reporting.wording import (
+    CLASSICAL,
+    interval,
+    metric_name,
+    p_phrase,
+    split_notes,
+    system_name,
+    systems_of,
+    tasks_of,
+)
 from fintune.schema.results import Comparison, Estimate, EvaluationResults, TaskResult
 
 Side = Literal["above", "below", "unclear"]
@@ -25,8 +34,8 @@ class Judgement:
 
 
 def verdict(results: EvaluationResults) -> list[str]:
-    """One paragraph for each task: tuned against base, then against the best classical baseline."""
-    paragraphs = [_task_verdict(results, task) for task in tasks_of(results)]
+    """One paragraph for each task: tuned against base, then the best classical baseline, then the split's note."""
+    paragraphs = [" ".join([_task_verdict(results, t), *split_notes(results, t)]) for t in tasks_of(results)]
     return paragraphs or ["Nothing was measured, so nothing can be said."]
 
 

@@ -11,7 +11,7 @@ SYSTEM_NAMES = {
     "base": "Base model",
     "tuned": "Tuned model",
     "majority": "Majority class",
-    "lexicon": "Lexicon",
+    "lexicon": "Lexicon (VADER)",
     "tfidf": "TF-IDF + logistic regression",
 }
 METRIC_NAMES = {
@@ -23,6 +23,7 @@ METRIC_NAMES = {
 }
 SYSTEM_ORDER = ("majority", "lexicon", "tfidf", "base", "tuned")
 CLASSICAL = ("majority", "lexicon", "tfidf")
+_BYTES = "_bytes"
 DISCLAIMER = "This is a research measurement, not investment advice."
 
 
@@ -46,6 +47,12 @@ def systems_of(results: EvaluationResults, task: str | None = None) -> list[str]
     present = dict.fromkeys(r.system for r in results.results if task is None or r.task == task)
     known = [system for system in SYSTEM_ORDER if system in present]
     return known + [system for system in present if system not in SYSTEM_ORDER]
+
+
+def split_notes(results: EvaluationResults, task: str) -> list[str]:
+    """What the data's own notes say of a task's split, each once and as a sentence."""
+    notes = (d.split_note.strip() for d in results.data if d.task == task)
+    return [note if note.endswith((".", "!", "?")) else f"{note}." for note in dict.fromkeys(notes) if note]
 
 
 def interval(estimate: Estimate, signed: bool = False) -> str:
@@ -75,9 +82,11 @@ def percent(share: float) -> str:
 
 
 def fact(value: Any) -> str:
-    """Any fact on one line: thousands separated, lists and mappings joined by commas."""
+    """Any fact on one line: thousands separated, lists and mappings joined by commas, nested ones by semicolons."""
     if value is None:
         return "not recorded"
+    if isinstance(value, Sequence | Mapping) and not value:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -85,16 +94,24 @@ def fact(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {item if isinstance(item, str) else fact(item)}" for key, item in value.items())
+        separator = "; " if any(isinstance(item, Mapping) for item in value.values()) else ", "
+        return separator.join(f"{key} {fact(item)}" for key, item in value.items() if item is not None) or "none"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(fact(item) for item in value)
     return str(value)
 
 
+def fact_value(key: str, value: Any) -> str:
+    """The fact in the unit that ``fact_name`` gives it."""
+    if key.endswith(_BYTES) and isinstance(value, int | float):
+        return f"{value / 2**30:.2f}"
+    return fact(value)
+
+
 def fact_name(key: str) -> str:
-    """``elapsed_s`` becomes ``Elapsed (s)``; ``base_model`` becomes ``Base model``."""
+    """``elapsed_s`` becomes ``Elapsed (s)``; ``base_model`` becomes ``Base model``; bytes are shown as GiB."""
     unit = ""
-    for suffix, name in (("_s", " (s)"), ("_bytes", " (bytes)")):
+    for suffix, name in (("_s", " (s)"), (_BYTES, " (GiB)")):
         if key.endswith(suffix):
             key, unit = key.removesuffix(suffix), name
     words = key.replace("_", " ").strip()

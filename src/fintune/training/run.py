@@ -15,7 +15,7 @@ from typing import Any
 from fintune.inference.forward import EdgeModel
 from fintune.models.adapter_files import save_adapter
 from fintune.models.load import LoadedBase
-from fintune.schema.errors import DependencyError, RecipeError, RunError
+from fintune.schema.errors import DependencyError, RunError
 from fintune.schema.recipe import Packing, Recipe, TrainingSection
 from fintune.schema.run_directory import RunDirectory
 from fintune.training.callbacks import MetricsCallback, ProgressCallback, ScheduleCallback, Totals, peak_bytes
@@ -60,17 +60,14 @@ class TrainedRun:
 
 
 def warmup_steps(training: TrainingSection, total_steps: int) -> int:
-    """Warm-up in optimiser steps, from either way of giving it.
-
-    Raises:
-        RecipeError: the run would end before the warm-up does.
-    """
+    """Warm-up in optimiser steps, from either way of giving it; a run that ends within it is warned about."""
     if training.warmup_steps is None:
         return math.ceil((training.warmup_ratio or 0.0) * total_steps)
     if training.warmup_steps >= total_steps > 1:
-        raise RecipeError(
-            f"training.warmup_steps is {training.warmup_steps}, but the run has {total_steps} steps.",
-            "Lower it, or use training.warmup_ratio.",
+        log.warning(
+            "training.warmup_steps is %d, but the run has %d steps: the learning rate never reaches its peak.",
+            training.warmup_steps,
+            total_steps,
         )
     return training.warmup_steps
 
@@ -145,7 +142,6 @@ def train_model(
 
     Raises:
         RunError: a checkpoint belongs to another recipe, data set or base, or could not be written.
-        RecipeError: the warm-up is longer than the run.
     """
     training = recipe.training
     plan = StepPlan(tuple(groups), training.samples_per_step, recipe.seed, training.sampler)

@@ -1,0 +1,75 @@
+"""Which run is this: may a directory be gone on with, does a checkpoint belong to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from fintune.schema.errors import RunError
+from fintune.schema.loading import load_recipe
+from fintune.schema.recipe import Recipe
+from fintune.schema.run_directory import RunDirectory
+from fintune.trees.chat import EncodedSet
+
+
+def run_fingerprint(recipe: Recipe, train_set: EncodedSet, base_hash: str) -> dict[str, str]:
+    """What must be unchanged for a checkpoint to be continued: hashes of recipe, training tokens and base weights."""
+    tokens = hashlib.sha256()
+    for encoded in train_set.encoded:
+        for part in (encoded.prompt, encoded.completion):
+            tokens.update(len(part).to_bytes(8, "big"))
+            tokens.update(part.tobytes())
+    return {
+        "recipe": hash_of(_training_identity(recipe)),
+        "data": tokens.hexdigest(),
+        "base": base_hash,
+    }
+
+
+def _training_identity(recipe: Recipe) -> dict[str, Any]:
+    """The parts of a recipe that steer training; what is logged, kept or evaluated may change on resume."""
+    whole = recipe.model_dump(mode="json", include={"seed", "model", "adapter", "data", "training"})
+    for key in ("log_steps", "keep_checkpoints", "save_steps", "tracking"):
+        del whole["training"][key]
+    return whole
+
+
+def require_same_recipe(run: RunDirectory, recipe: Recipe, *, resolved: bool) -> None:
+    """Refuses to go on in a directory that holds another run.
+
+    Args:
+        run: the run directory.
+        recipe: the recipe asked for.
+        resolved: its sources and hashes are pinned; before that, keys that are still null say nothing.
+    """
+    if not run.recipe.is_file():
+        return
+    before, now = _leaves(_training_identity(load_recipe(run.recipe))), _leaves(_training_identity(recipe))
+    changed = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and (resolved or now.get(key) is not None)
+    ]
+    if changed:
+        raise RunError(
+            f"{run.path} holds a run with another {', '.join(changed)}.",
+            "Choose another --output-dir, or --no-resume to start beside it.",
+        )
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as dotted keys."""
+    if isinstance(value, dict):
+        pairs = value.items()
+    elif isinstance(value, list):
+        pairs = {str(i): item for i, item in enumerate(value)}.items()
+    else:
+        return {prefix: value}
+    dot = f"{prefix}." if prefix else ""
+    return {key: leaf for name, item in pairs for key, leaf in _leaves(item, f"{dot}{name}").items()}
+
+
+def hash_of(value: Any) -> str:
+    """SHA-256 of anything JSON can hold, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
