@@ -38,7 +38,7 @@ RESULTS = EvaluationResults(
         ),
     ),
     data=(
-        DataLicence(task="tfns", source="sample", licence="MIT", citation="-", split_note="Shipped sample: class-balanced."),
+        DataLicence(task="tfns", source="s", licence="MIT", citation="-", split_note="Shipped sample: class-balanced."),
         DataLicence(task="fpb", source="x/y", licence="-", citation="-", split_note="Only trained on."),
     ),
     overlap=(OverlapReport(task="tfns", n_train=900, n_test=240, exact=0, normalised=1, removed_from_train=1),),

