@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -102,6 +103,26 @@ def test_a_killed_run_resumes_to_the_same_bits(base, tmp_path, monkeypatch, kill
     assert weights(resumed) == weights(whole)
     assert losses(resumed) == losses(whole)
     assert [row["step"] for row in metrics(resumed)] == [row["step"] for row in metrics(whole)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_saves_the_step_and_resumes_to_the_same_bits(base, straight, tmp_path, monkeypatch, number):
+    train_step = trainer_module.TreeTrainer.training_step
+
+    def interrupted(self, model, inputs, num_items_in_batch=None):
+        if self.state.global_step == 2:
+            signal.raise_signal(number)
+        return train_step(self, model, inputs, num_items_in_batch)
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(trainer_module.TreeTrainer, "training_step", interrupted)
+        run(base, tmp_path / "run")
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].step == 3  # between two regular checkpoints
+    resumed = run(base, tmp_path / "run")
+    assert resumed.facts["resumed_from_step"] == 3
+    assert weights(resumed) == weights(straight)
 
 
 def test_totals_survive_a_resume_after_the_last_step(base, straight, tmp_path, monkeypatch):

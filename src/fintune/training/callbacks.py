@@ -1,10 +1,15 @@
-"""What watches a run: the metrics file, the progress bar, and validation at fixed steps."""
+"""What watches a run: the metrics file, the progress bar, saving and validating at fixed steps, and signals."""
 
 from __future__ import annotations
 
+import logging
 import resource
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +19,8 @@ from transformers import TrainerCallback
 
 from fintune.training.metrics_log import MetricsLog
 from fintune.trees.plan import Step
+
+log = logging.getLogger(__name__)
 
 
 def peak_bytes() -> int:
@@ -150,4 +157,40 @@ class ScheduleCallback(TrainerCallback):
         last = state.global_step >= state.max_steps
         control.should_save = last or state.global_step % self.save_steps == 0
         control.should_evaluate = self.eval_steps is not None and (last or state.global_step % self.eval_steps == 0)
+        return control
+
+
+class InterruptCallback(TrainerCallback):
+    """Ctrl-C and SIGTERM end a run after the step in progress, with a checkpoint; a second one ends it at once.
+
+    It must come after ``ScheduleCallback``, whose decisions it overrides.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Catches the signals while the block runs; Python allows that in the main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = number
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
+        log.warning("Stopping after this step, with a checkpoint; once more stops at once.")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Asks the trainer to save and stop once a signal has come."""
+        if self.received is not None:
+            control.should_save = True
+            control.should_training_stop = True
         return control

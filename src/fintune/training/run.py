@@ -18,7 +18,14 @@ from fintune.models.load import LoadedBase
 from fintune.schema.errors import DependencyError, RunError
 from fintune.schema.recipe import Packing, Recipe, TrainingSection
 from fintune.schema.run_directory import RunDirectory
-from fintune.training.callbacks import MetricsCallback, ProgressCallback, ScheduleCallback, Totals, peak_bytes
+from fintune.training.callbacks import (
+    InterruptCallback,
+    MetricsCallback,
+    ProgressCallback,
+    ScheduleCallback,
+    Totals,
+    peak_bytes,
+)
 from fintune.training.checkpoints import Checkpoint, discard_after, is_intact, newest_intact
 from fintune.training.metrics_log import MetricsLog
 from fintune.training.steps import StepDataset
@@ -142,6 +149,7 @@ def train_model(
 
     Raises:
         RunError: a checkpoint belongs to another recipe, data set or base, or could not be written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came; the step in progress was finished and saved.
     """
     training = recipe.training
     plan = StepPlan(tuple(groups), training.samples_per_step, recipe.seed, training.sampler)
@@ -167,7 +175,8 @@ def train_model(
         recompute_layers(model.model)
     metrics = MetricsCallback(MetricsLog(run.metrics, checkpoint.step if checkpoint else 0), plan.steps_per_epoch)
     bar = ProgressCallback(metrics) if progress else None
-    callbacks = [metrics, ScheduleCallback(training.save_steps, training.eval_steps), *([bar] if bar else [])]
+    schedule, interrupt = ScheduleCallback(training.save_steps, training.eval_steps), InterruptCallback()
+    callbacks = [metrics, schedule, interrupt, *([bar] if bar else [])]
     callbacks += _tensorboard(recipe, run, checkpoint.step if checkpoint else 0)
     if checkpoint is not None:
         metrics.run = Totals(**checkpoint.manifest()["totals"])
@@ -184,10 +193,13 @@ def train_model(
     metrics.trainer = trainer
     started = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        with interrupt.watching():
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     finally:
         if bar is not None:
             bar.close()
+    if interrupt.received is not None and trainer.state.global_step < total_steps:
+        raise KeyboardInterrupt  # the command line says how to go on
     log.info("Training took %.1f s.", time.perf_counter() - started)
     best_step = _load_best(trainer, model, run) if training.best_metric else None
     model.model.eval()
