@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fintune.evaluation.records import answer_record
 from fintune.schema.errors import DependencyError, RecipeError
 from fintune.schema.example import Example
 from fintune.schema.results import DocumentRecord
@@ -61,24 +62,8 @@ def run_baselines(
         if answers is None:
             logger.info("Baseline %s does not apply to task %s and is left out.", name, task.name)
             continue
-        records[name] = [_record(name, example, answer) for example, answer in zip(test, answers, strict=True)]
+        records[name] = [answer_record(name, example, *answer) for example, answer in zip(test, answers, strict=True)]
     return records
-
-
-def _record(system: str, example: Example, answer: Answer) -> DocumentRecord:
-    prediction, probabilities = answer
-    return DocumentRecord(
-        system=system,
-        task=example.task,
-        example_id=example.example_id,
-        group=example.group or example.example_id,
-        target=example.target,
-        prediction=prediction,
-        correct=prediction == example.target,
-        choices=example.choices,
-        probabilities=probabilities,
-        text=example.document,
-    )
 
 
 def _majority(train: Sequence[Example], test: Sequence[Example], seed: int) -> list[Answer] | None:

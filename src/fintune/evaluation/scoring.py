@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fintune.evaluation.records import answer_record
 from fintune.inference.forward import EdgeModel
 from fintune.inference.likelihood import choice_log_likelihoods, softmax
 from fintune.metrics.classification import Tally, accuracy, confusion_matrix, macro_f1, tally
@@ -96,21 +97,7 @@ def _tally_by_task(examples: Sequence[Example], answers: Sequence[str | None]) -
 
 def make_record(example: Example, system: str, scores: FloatArray | None) -> DocumentRecord:
     """The record of one example from its choices' log-likelihoods; None means the system gave no answer."""
-    prediction, probabilities, log_likelihoods = None, None, None
-    if scores is not None:
-        prediction = example.choices[int(np.argmax(scores))]
-        probabilities = tuple(float(p) for p in softmax(scores))
-        log_likelihoods = tuple(float(s) for s in scores)
-    return DocumentRecord(
-        system=system,
-        task=example.task,
-        example_id=example.example_id,
-        group=example.group or example.example_id,
-        target=example.target,
-        prediction=prediction,
-        correct=prediction == example.target,
-        choices=example.choices,
-        probabilities=probabilities,
-        log_likelihoods=log_likelihoods,
-        text=example.document,
-    )
+    if scores is None:
+        return answer_record(system, example, None)
+    prediction = example.choices[int(np.argmax(scores))]
+    return answer_record(system, example, prediction, softmax(scores).tolist(), scores.tolist())
