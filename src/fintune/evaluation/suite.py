@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fintune.evaluation.baselines import run_baselines
 from fintune.metrics.summary import compare, summarise
@@ -147,14 +148,22 @@ def score_systems(
     for record in records:
         by_system.setdefault(record.system, []).append(record)
     labels = records[0].choices
-    options = {"confidence": evaluation.confidence, "n_resamples": evaluation.bootstrap_samples, "seed": seed}
-    results = [
-        summarise(rows, task_version=task.task.version, split=evaluation.split, labels=labels, **options)  # type: ignore[arg-type]
-        for rows in by_system.values()
-    ]
+    summary = partial(
+        summarise,
+        task_version=task.task.version,
+        split=evaluation.split,
+        labels=labels,
+        confidence=evaluation.confidence,
+        n_resamples=evaluation.bootstrap_samples,
+        seed=seed,
+    )
+    comparison = partial(
+        compare, labels=labels, confidence=evaluation.confidence, n_resamples=evaluation.bootstrap_samples, seed=seed
+    )
+    results = [summary(rows) for rows in by_system.values()]
     subject = "tuned" if "tuned" in by_system else "base"
     comparisons = [
-        compare(by_system[subject], rows, labels=labels, **options)  # type: ignore[arg-type]
+        comparison(by_system[subject], rows)
         for system, rows in by_system.items()
         if subject in by_system and system != subject
     ]
