@@ -17,6 +17,7 @@ from fintune.schema.errors import RecipeError, RunError
 from fintune.schema.run_directory import RunDirectory
 from fintune.training import trainer as trainer_module
 from fintune.training.checkpoints import is_intact, list_checkpoints, newest_intact
+from tests.public_data import public_data
 from tests.runs import losses, metrics, run, weights
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -317,6 +318,37 @@ def test_shipped_recipes_run_on_a_tiny_model(base, tmp_path, name, epochs):
     outcome = run(base, tmp_path / "run", f"data.tasks.0.source={bank}", "training.optimizer=adamw", recipe=name)
     assert outcome.results.find("fpb", "tuned").n > 20
     assert len(losses(outcome)) == epochs * 48 / 8 and np.isfinite(losses(outcome)).all()
+
+
+@pytest.mark.parametrize("name", ["tfns", "ner", "convfinqa"])
+def test_shipped_small_recipes_run_on_their_samples(base, tmp_path, name):
+    outcome = run_shortly(base, tmp_path / "run", f"{name}-smollm2", "data.tasks.0.source=sample")
+    assert np.isfinite(losses(outcome)).all() and len(losses(outcome)) == 2
+    assert {r.protocol for r in outcome.results.results if r.system == "tuned"} == {"robust", "flare_strict"}
+
+
+@pytest.mark.parametrize("name", ["fpb", "fiqa", "headlines", "finqa", "flare"])
+def test_shipped_small_recipes_run_on_public_data(base, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("FINTUNE_DATA_DIR", str(public_data().parents[1]))
+    samples = [f"data.tasks.{number}.source=sample" for number in (1, 6, 7)] if name == "flare" else []
+    outcome = run_shortly(base, tmp_path / "run", f"{name}-smollm2", "evaluation.tasks=[{name: fiqa_sa}]", *samples)
+    assert np.isfinite(losses(outcome)).all() and len(losses(outcome)) == 2
+    if name == "flare":
+        drawn = {task: counts["samples"] for task, counts in outcome.facts["by_task"].items()}
+        assert len(drawn) == 8 and drawn["headlines"] == max(drawn.values())
+
+
+def run_shortly(base, place, recipe, *overrides):
+    """Two small steps of a recipe on few rows, scored on four documents."""
+    few = (
+        "training.warmup_ratio=null",
+        "data.train_limit=20",
+        "evaluation.limit=4",
+        "training.max_steps=2",
+        "training.samples_per_step=40",
+    )
+    quick = ("data.near_duplicate_threshold=null", "evaluation.baselines=[]", "report.enabled=false")
+    return run(base, place, *few, *quick, *overrides, recipe=recipe)
 
 
 def test_impossible_recipes_fail_before_anything_is_loaded(tmp_path):

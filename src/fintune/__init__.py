@@ -12,6 +12,7 @@ settle_network()
 
 from fintune.api import (  # noqa: E402
     check_data,
+    compare,
     doctor,
     evaluate,
     load,
@@ -39,6 +40,7 @@ __all__ = [
     "TaskInfo",
     "TrainingOutcome",
     "check_data",
+    "compare",
     "doctor",
     "evaluate",
     "load",

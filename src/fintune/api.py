@@ -279,6 +279,36 @@ def report(run_dir: str | Path) -> Path:
     return write_run_report(run, load_recipe(run.recipe))
 
 
+def compare(
+    runs: Mapping[str, str | Path | Sequence[str | Path]], *, output_dir: str | Path | None = None
+) -> EvaluationResults:
+    """Sets finished runs side by side: paired tests on the same documents, Holm's correction, spread over seeds.
+
+    Args:
+        runs: by the name a system gets, the runs it comes from: a run directory, or ``RUN:SYSTEM`` for another system
+            of the run than ``tuned`` (``base`` where nothing was tuned). Several runs of one name bring in
+            their tasks together; the same task in several of them counts as repeated runs. ``*`` and ``?`` are
+            taken as patterns of files.
+        output_dir: where ``results.json``, ``predictions.jsonl`` and the report go; nothing is written when None.
+
+    Returns:
+        As of one evaluation, with one comparison for each pair of systems on each task.
+
+    Raises:
+        RunError: a run is missing, was not evaluated, or lacks the system; or there is one system only.
+        DataError: two systems answered different documents of one task.
+    """
+    from fintune.evaluation.between_runs import compare_runs
+    from fintune.evaluation.named_runs import read_runs
+
+    results, records = compare_runs(read_runs(runs))
+    if output_dir is not None:
+        from fintune.pipeline import write_comparison
+
+        write_comparison(RunDirectory(Path(output_dir)), results, records)
+    return results
+
+
 def preview(
     recipe: RecipeLike, *, overrides: Sequence[str] = (), samples: int = 3, split: str = "train"
 ) -> list[PreviewSample]:

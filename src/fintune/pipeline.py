@@ -174,6 +174,19 @@ def write_run_report(run: RunDirectory, recipe: Recipe) -> Path:
     return page
 
 
+def write_comparison(run: RunDirectory, results: EvaluationResults, records: list[DocumentRecord]) -> Path:
+    """Writes what a comparison of runs found, and its report; refuses the directory of a training run."""
+    from fintune.reporting.report import write_report
+
+    if run.adapter.exists() or run.checkpoints.exists():
+        raise RunError(f"{run.path} holds a training run, which would be overwritten.", "Choose another --output-dir.")
+    with writing(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_records(run.predictions, records)
+        write_text_atomically(run.results, results.model_dump_json(indent=2))
+        return write_report(run.path, recipe=None, results=results, records=records, history=(), model_facts={})
+
+
 def _evaluate_run(
     session: Session,
     model: EdgeModel,

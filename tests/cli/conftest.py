@@ -121,6 +121,7 @@ class FakeApi(types.ModuleType):
         answers = {
             "train": Outcome(),
             "evaluate": RESULTS,
+            "compare": RESULTS,
             "load": predictor,
             "report": Path("runs/x/report.html"),
             "preview": [PreviewSample("tfns-1", tokens, True)],

@@ -297,6 +297,15 @@ def test_report_prints_the_path(run: Run) -> None:
     assert json.loads(run("--json", "report", "runs/x").out) == {"report": "runs/x/report.html"}
 
 
+def test_compare_names_runs_and_adds_those_without_a_name_to_the_one_before(run: Run, api: Any) -> None:
+    shown = run("compare", "base=runs/a:base", "tuned=runs/b=1", "runs/c", "base=runs/d", "--output-dir", "out").out
+    runs = {"base": ["runs/a:base", "runs/d"], "tuned": ["runs/b=1", "runs/c"]}
+    assert api.calls == [("compare", (runs,), {"output_dir": Path("out")})]
+    assert "tuned is better than base" in shown and "out/report.html" in shown
+    failed = run("compare", "runs/a", "tuned=runs/b")
+    assert failed.code == 2 and "'runs/a' has no name" in failed.err
+
+
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [

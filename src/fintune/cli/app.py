@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fintune.cli.comparing import compare
 from fintune.cli.data_commands import data_app
 from fintune.cli.output import Output
 from fintune.cli.own_options import TableOptions, takes_table
@@ -38,6 +39,7 @@ app = typer.Typer(
 
 app.add_typer(data_app)
 app.add_typer(tasks_app)
+app.command()(compare)
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path to your own YAML file.")

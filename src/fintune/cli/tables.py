@@ -6,6 +6,7 @@ Enters: ``EvaluationResults``. Leaves: rich tables and plain sentences.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -13,6 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fintune.schema.results import Comparison, Estimate, EvaluationResults, Scoring, TaskResult
+
+if TYPE_CHECKING:
+    from fintune.reporting import tables as reporting
 
 METRIC_TITLES = {
     "accuracy": "accuracy",
@@ -46,6 +50,17 @@ def plain_table(*headers: str) -> Table:
     for position, header in enumerate(headers):
         table.add_column(header, no_wrap=position == 0, overflow="fold")
     return table
+
+
+def as_rich(table: reporting.Table) -> Table:
+    """A table of the report for the terminal, its caption above and its note below."""
+    shown = plain_table(*table.columns)
+    shown.title, shown.caption = table.caption, table.note
+    for position, column in enumerate(shown.columns):
+        column.justify = "left" if position < table.text_columns else "right"
+    for cells in table.rows:
+        shown.add_row(*cells)
+    return shown
 
 
 def task_names(results: EvaluationResults) -> list[str]:

@@ -20,6 +20,7 @@ from fintune.reporting.scores import (
     confusion_tables,
     overview_table,
     per_class_table,
+    repeats_tables,
     rules_table,
     score_tables,
     systems_tables,
@@ -34,7 +35,7 @@ from fintune.schema.results import DocumentRecord, EvaluationResults
 def write_report(
     run_path: Path,
     *,
-    recipe: Recipe,
+    recipe: Recipe | None,
     results: EvaluationResults,
     records: Iterable[DocumentRecord],
     history: Sequence[Mapping[str, Any]],
@@ -45,20 +46,21 @@ def write_report(
 
     Args:
         run_path: the run directory; made when it is missing.
-        recipe: the resolved recipe, printed whole.
+        recipe: the resolved recipe, printed whole; None for a comparison of several runs.
         results: aggregates, comparisons, licences and overlap.
         records: one record for each document and system, for the worst errors and calibration.
         history: lines of ``metrics.jsonl``; may be empty.
         model_facts: anything worth stating about model, hardware and versions, in reading order.
-        title: title of the page; the recipe's own title or name when left out.
+        title: title of the page; the recipe's own title or name when left out. Needed without a recipe.
     """
     documents = [record for record in records if record.protocol == "robust"]
     run_path.mkdir(parents=True, exist_ok=True)
     figures = write_figures(run_path / "figures", results=results, records=documents, history=history)
-    heading = title or recipe.report.title or recipe.name
+    heading = title or (recipe.report.title or recipe.name if recipe is not None else "Comparison of runs")
     sentences = verdict(results)
     sections = _sections(recipe, results, documents, history, figures, model_facts)
-    subtitle = " · ".join(part for part in (recipe.description, f"recipe {recipe.name}", results.model) if part)
+    about = (recipe.description, f"recipe {recipe.name}") if recipe is not None else ()
+    subtitle = " · ".join(part for part in (*about, results.model) if part)
     (run_path / "tables.tex").write_text(_latex(results, heading), encoding="utf-8")
     (run_path / "report.md").write_text(_markdown(run_path, heading, subtitle, sentences, sections), encoding="utf-8")
     _write_flare(run_path, flare_tables(results), heading)
@@ -69,7 +71,7 @@ def write_report(
 
 
 def _sections(
-    recipe: Recipe,
+    recipe: Recipe | None,
     results: EvaluationResults,
     records: Sequence[DocumentRecord],
     history: Sequence[Mapping[str, Any]],
@@ -85,6 +87,7 @@ def _sections(
             "comparisons",
             tables=[*comparisons_tables(results), *comparisons_tables(results, "flare_strict")],
         ),
+        Section("Repeated runs", "repeats", tables=repeats_tables(results)),
         Section("FLARE's table", "flare", tables=flare_tables(results)),
         Section("Classes", "classes", tables=_present(*(per_class_table(results, task) for task in tasks))),
         Section(
@@ -121,7 +124,7 @@ def _sections(
             "facts",
             tables=_present(facts_table(_facts(results, model_facts)), counts_table(results.counts)),
         ),
-        Section("Recipe", "recipe", code=_yaml(recipe)),
+        Section("Recipe", "recipe", code=_yaml(recipe) if recipe is not None else ""),
     ]
     return [section for section in sections if not section.empty]
 

@@ -176,6 +176,39 @@ def _read_from(results: EvaluationResults, strict: Sequence[TaskResult]) -> str:
     return "The same answers, read twice."
 
 
+def repeats_tables(results: EvaluationResults) -> list[Table]:
+    """Mean and spread of systems that were run several times, under each protocol; empty where none was."""
+    tables = []
+    protocols: tuple[Protocol, ...] = ("robust", "flare_strict")
+    for protocol in protocols:
+        rows = [
+            (
+                score.task,
+                system_name(score.system),
+                metric_name(score.metric),
+                f"{len(score.values)}",
+                f"{score.mean:.3f}",
+                f"{score.deviation:.3f}",
+                f"{min(score.values):.3f} to {max(score.values):.3f}",
+            )
+            for score in results.repeats
+            if score.protocol == protocol and detail_head(score.metric) is None
+        ]
+        if rows:
+            tables.append(
+                Table(
+                    name="-".join(filter(None, ["repeats", "flare" if protocol == "flare_strict" else ""])),
+                    caption=f"Repeated runs by {PROTOCOL_NAMES[protocol]}: mean, standard deviation and range",
+                    columns=("Task", "System", "Score", "Runs", "Mean", "SD", "Range"),
+                    rows=tuple(rows),
+                    text_columns=3,
+                    note="The other tables show the first run of each; the deviation is that between runs, not "
+                    "between documents.",
+                )
+            )
+    return tables
+
+
 def comparisons_tables(results: EvaluationResults, protocol: Protocol = "robust") -> list[Table]:
     """Paired tests with the main differences, then the further ones; empty when nothing was compared.
 

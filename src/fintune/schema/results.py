@@ -137,6 +137,18 @@ class Comparison(_Frozen):
     holm_p: float | None = None
 
 
+class RepeatedScore(_Frozen):
+    """One score of one system over several runs of it (seeds): its value in each, their mean and sample deviation."""
+
+    task: str
+    system: str
+    metric: str
+    values: tuple[float, ...]
+    mean: float
+    deviation: float
+    protocol: Protocol = "robust"
+
+
 class OverlapReport(_Frozen):
     """Test documents of ``task`` that also occur in the training rows of ``trained_on`` (of all tasks, where empty).
 
@@ -184,6 +196,7 @@ class EvaluationResults(_Frozen):
     comparisons: tuple[Comparison, ...] = ()
     overlap: tuple[OverlapReport, ...] = ()
     data: tuple[DataLicence, ...] = ()
+    repeats: tuple[RepeatedScore, ...] = ()
     counts: dict[str, Any] = {}
     elapsed_s: float = 0.0
 
