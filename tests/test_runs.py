@@ -347,7 +347,12 @@ def run_shortly(base, place, recipe, *overrides):
         "training.max_steps=2",
         "training.samples_per_step=40",
     )
-    quick = ("data.near_duplicate_threshold=null", "evaluation.baselines=[]", "report.enabled=false")
+    quick = (
+        "training.samples_per_step=16",
+        "data.near_duplicate_threshold=null",
+        "evaluation.baselines=[]",
+        "report.enabled=false",
+    )
     return run(base, place, *few, *quick, *overrides, recipe=recipe)
 
 

@@ -9,9 +9,9 @@ import pytest
 from tests.reporting.conftest import LABELS, scored_results, simulated_records
 
 import fintune
-from fintune.metrics import compare
+from fintune.metrics import compare, summarise
 from fintune.schema.errors import DataError, FintuneError, RunError
-from fintune.schema.results import EvaluationResults
+from fintune.schema.results import DocumentRecord, EvaluationResults
 from fintune.schema.run_directory import RunDirectory, write_records
 
 
@@ -94,6 +94,32 @@ def test_other_documents_or_versions_are_refused_with_both_places(tmp_path):
     run.results.write_text(run.results.read_text().replace('"task_version":"1"', '"task_version":"2"'))
     with pytest.raises(DataError, match=r"task_version '2' in .*newer and '1' in .*one"):
         fintune.compare({"base": tmp_path / "one", "tuned": tmp_path / "newer"})
+
+
+def test_answers_may_be_asked_for_in_another_form_but_labels_may_not(tmp_path):
+    asked = [
+        DocumentRecord(
+            system=system, task="finqa", example_id=str(i), group=str(i), target=target, prediction="x", output="x",
+            correct=i % 3 == 0 or i < right, counts={"exact": float(i < right)},
+        )
+        for system, target, right in (("base", "0.5", 5), ("tuned", "divide(1, 2)", 20))
+        for i in range(40)
+    ]  # fmt: skip
+    for system in ("base", "tuned"):
+        records = [record for record in asked if record.system == system]
+        (tmp_path / system).mkdir()
+        run = RunDirectory(tmp_path / system)
+        result = summarise(records, task_version="1", split="test", scoring="qa", n_resamples=100)
+        run.results.write_text(EvaluationResults(model="m", adapter=None, results=(result,)).model_dump_json())
+        write_records(run.predictions, records)
+    found = fintune.compare({"base": tmp_path / "base", "tuned": tmp_path / "tuned"})
+    assert found.comparisons[0].only_system_correct == sum(5 <= i < 20 and i % 3 != 0 for i in range(40))
+    write_run(tmp_path / "one", 0.4, system="base")
+    write_run(tmp_path / "relabelled", 0.9)
+    records = [r.model_copy(update={"target": "other"}) for r in RunDirectory(tmp_path / "relabelled").read_records()]
+    write_records(RunDirectory(tmp_path / "relabelled").predictions, records)
+    with pytest.raises(DataError, match="another task, target or group"):
+        fintune.compare({"base": tmp_path / "one", "tuned": tmp_path / "relabelled"})
 
 
 def test_records_that_were_lost_are_noticed(tmp_path):

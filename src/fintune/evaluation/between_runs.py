@@ -144,6 +144,7 @@ def _compared(
             confidence=system.confidence,
             n_resamples=n_resamples,
             seed=seed,
+            other_form=system.scoring in ("qa", "text"),  # asked for a program in one run, for a number in the other
         )
     except DataError as exc:
         places = f"{system_run.place} and {reference_run.place}"

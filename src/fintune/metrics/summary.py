@@ -102,16 +102,18 @@ def compare(
     confidence: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
+    other_form: bool = False,
 ) -> Comparison:
     """A paired comparison on the same documents, aligned by ``example_id``; differences are system minus reference.
 
     The same groups are resampled for both systems. Both p-values are about the family's primary score; ``mcnemar_p`` is
-    given when that is accuracy and every group holds one document.
+    given when that is accuracy and every group holds one document. With ``other_form`` the targets may be written in
+    different ways, as where one system was asked for a number and the other for a program that computes it.
 
     Raises:
         DataError: the two systems answered different documents, or see ``summarise``.
     """
-    reference = _aligned(reference, system)
+    reference = _aligned(reference, system, other_form)
     ours, theirs = _Answers.read(system, scoring), _Answers.read(reference, scoring)
     names = count_names(system, reference)
     families = [family_of(scoring, records, labels, names, ours.group_N) for records in (system, reference)]
@@ -183,7 +185,9 @@ def _check(records: Sequence[DocumentRecord], scoring: Scoring) -> None:
         seen.add(record.example_id)
 
 
-def _aligned(reference: Sequence[DocumentRecord], system: Sequence[DocumentRecord]) -> list[DocumentRecord]:
+def _aligned(
+    reference: Sequence[DocumentRecord], system: Sequence[DocumentRecord], other_form: bool
+) -> list[DocumentRecord]:
     """The reference's records in the system's order, checked to be about the same documents."""
     by_id = {record.example_id: record for record in reference}
     ids = {record.example_id for record in system}
@@ -196,7 +200,8 @@ def _aligned(reference: Sequence[DocumentRecord], system: Sequence[DocumentRecor
         )
     for record in system:
         other = by_id[record.example_id]
-        if (record.task, record.target, record.group) != (other.task, other.target, other.group):
+        is_same = other_form or record.target == other.target
+        if not is_same or (record.task, record.group) != (other.task, other.group):
             raise DataError(f"The document {record.example_id!r} has another task, target or group in the reference.")
     return [by_id[record.example_id] for record in system]
 
