@@ -2,8 +2,9 @@
 
 Trains SmolLM2-135M-Instruct with the shipped ``*-smollm2`` recipes (three seeds each), on further tasks alone and on
 FLARE's together, scores everything on the test rows under both protocols, and leaves one run directory for each. Small
-models leave a GPU idle between kernels, so several runs share it: 12 took 120 GB (CUDA's multi-process service helps).
-Started again, it goes on with what is missing. ``fintune compare`` then makes the table, its patterns in quotes.
+models leave a GPU idle between kernels, so several runs share it: 14 needed a little more than 140 GB (CUDA's
+multi-process service helps). Started again, it goes on with what is missing. ``fintune compare`` then makes the
+table, its patterns in quotes.
 
     python benchmarks/flare_table.py --output-dir runs/table --workers 12
     fintune compare "base=runs/table/base-*" "alone=runs/table/*-17" "alone=runs/table/*-1" "alone=runs/table/*-2" \
@@ -121,23 +122,33 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of runs; default all")
     parser.add_argument("--set", nargs="*", default=[], help="changes to every recipe, such as training.max_steps=2")
     arguments = parser.parse_args()
+    unknown = set(arguments.only or ()) - {job.name for job in jobs()}
+    if unknown:
+        raise SystemExit(
+            f"There is no run {', '.join(sorted(unknown))}; there are {', '.join(j.name for j in jobs())}."
+        )
     (arguments.output_dir / "logs").mkdir(parents=True, exist_ok=True)
     chosen = [job for job in jobs() if not arguments.only or job.name in arguments.only]
-    run_all(chosen, arguments.output_dir, arguments.workers, arguments.set)
+    failed = run_all(chosen, arguments.output_dir, arguments.workers, arguments.set)
+    if failed:
+        raise SystemExit(f"Without results: {', '.join(failed)}. Their logs are in {arguments.output_dir / 'logs'}.")
 
 
-def run_all(chosen: Sequence[Job], place: Path, workers: int, changes: Sequence[str]) -> None:
-    """Runs every job that has no results yet, several at a time; the log of each stands beside its run."""
+def run_all(chosen: Sequence[Job], place: Path, workers: int, changes: Sequence[str]) -> list[str]:
+    """Runs every job that has no results yet, several at a time; returns the names of those that failed.
+
+    A job whose predecessor failed is not started, and fails too. The log of each stands beside the runs.
+    """
     started = time.time()
     waiting = list(chosen)
-    names = {job.name for job in chosen}
+    pending = {job.name for job in chosen}
+    failed: list[str] = []
     lock = threading.Lock()
-    ended = {job.name for job in chosen if (place / job.name / "results.json").is_file()}
 
     def next_job() -> Job | None:
         with lock:
             for job in waiting:
-                if job.after in ended or job.after not in names:
+                if job.after not in pending:
                     waiting.remove(job)
                     return job
         return None
@@ -148,23 +159,23 @@ def run_all(chosen: Sequence[Job], place: Path, workers: int, changes: Sequence[
             if job is None:
                 time.sleep(1)
                 continue
-            begun = time.time()
-            code = 0 if job.name in ended else _run(job, place, changes)
-            with lock:
-                ended.add(job.name)
-                line = {
-                    "job": job.name,
-                    "code": code,
-                    "from_s": round(begun - started),
-                    "to_s": round(time.time() - started),
-                }
-                print(json.dumps(line), flush=True)
+            begun, code = time.time(), 1
+            try:
+                if job.after not in failed:
+                    code = 0 if (place / job.name / "results.json").is_file() else _run(job, place, changes)
+            finally:
+                with lock:
+                    pending.discard(job.name)
+                    failed.extend([job.name] if code else [])
+                    span = {"from_s": round(begun - started), "to_s": round(time.time() - started)}
+                    print(json.dumps({"job": job.name, "code": code, **span}), flush=True)
 
     threads = [threading.Thread(target=work) for _ in range(workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    return failed
 
 
 def _run(job: Job, place: Path, changes: Sequence[str]) -> int:

@@ -285,8 +285,8 @@ def compare(
     """Sets finished runs side by side: paired tests on the same documents, Holm's correction, spread over seeds.
 
     Args:
-        runs: by the name a system gets, the runs it comes from: a run directory, or ``RUN:SYSTEM`` for another system
-            of the run than ``tuned`` (``base`` where nothing was tuned). Several runs of one name bring in
+        runs: by the name a system gets, the runs it comes from: a run directory, or ``RUN:SYSTEM`` for one system of
+            it; without, the one of that name, else ``tuned``, else ``base``. Several runs of one name bring in
             their tasks together; the same task in several of them counts as repeated runs. ``*`` and ``?`` are
             taken as patterns of files.
         output_dir: where ``results.json``, ``predictions.jsonl`` and the report go; nothing is written when None.
@@ -295,8 +295,9 @@ def compare(
         As of one evaluation, with one comparison for each pair of systems on each task.
 
     Raises:
-        RunError: a run is missing, was not evaluated, or lacks the system; or there is one system only.
-        DataError: two systems answered different documents of one task.
+        RunError: a run is missing, was not evaluated, is named twice, or lacks the system; there is one system only; or
+            ``output_dir`` holds a run.
+        DataError: two systems answered different documents of one task, or it was scored in different ways.
     """
     from fintune.evaluation.between_runs import compare_runs
     from fintune.evaluation.named_runs import read_runs

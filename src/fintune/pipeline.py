@@ -175,11 +175,11 @@ def write_run_report(run: RunDirectory, recipe: Recipe) -> Path:
 
 
 def write_comparison(run: RunDirectory, results: EvaluationResults, records: list[DocumentRecord]) -> Path:
-    """Writes what a comparison of runs found, and its report; refuses the directory of a training run."""
+    """Writes what a comparison of runs found, and its report; refuses the directory of a run."""
     from fintune.reporting.report import write_report
 
-    if run.adapter.exists() or run.checkpoints.exists():
-        raise RunError(f"{run.path} holds a training run, which would be overwritten.", "Choose another --output-dir.")
+    if run.recipe.exists():
+        raise RunError(f"{run.path} holds a run, which would be overwritten.", "Choose another --output-dir.")
     with writing(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
         write_records(run.predictions, records)

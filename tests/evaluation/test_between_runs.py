@@ -11,7 +11,7 @@ from tests.reporting.conftest import LABELS, scored_results, simulated_records
 import fintune
 from fintune.metrics import compare, summarise
 from fintune.schema.errors import DataError, FintuneError, RunError
-from fintune.schema.results import DocumentRecord, EvaluationResults
+from fintune.schema.results import Comparison, DocumentRecord, Estimate, EvaluationResults
 from fintune.schema.run_directory import RunDirectory, write_records
 
 
@@ -87,13 +87,23 @@ def test_a_run_holds_several_systems_and_one_is_named_after_a_colon(tmp_path):
 def test_other_documents_or_versions_are_refused_with_both_places(tmp_path):
     write_run(tmp_path / "one", 0.4, system="base")
     write_run(tmp_path / "fewer", 0.9, n=40)
-    with pytest.raises(DataError, match=r"between .*fewer and .*one: .*different documents"):
+    with pytest.raises(DataError, match=r"n 40 in .*fewer and 60 in .*one"):
         fintune.compare({"base": tmp_path / "one", "tuned": tmp_path / "fewer"})
+    write_run(tmp_path / "others", 0.9)
+    rows = [
+        r.model_copy(update={"example_id": "x" + r.example_id})
+        for r in RunDirectory(tmp_path / "others").read_records()
+    ]
+    write_records(RunDirectory(tmp_path / "others").predictions, rows)
+    with pytest.raises(DataError, match=r"between .*others and .*one: .*different documents"):
+        fintune.compare({"base": tmp_path / "one", "tuned": tmp_path / "others"})
     write_run(tmp_path / "newer", 0.9)
     run = RunDirectory(tmp_path / "newer")
     run.results.write_text(run.results.read_text().replace('"task_version":"1"', '"task_version":"2"'))
     with pytest.raises(DataError, match=r"task_version '2' in .*newer and '1' in .*one"):
         fintune.compare({"base": tmp_path / "one", "tuned": tmp_path / "newer"})
+    with pytest.raises(DataError, match=r"task_version"):  # nor are they repeats of one another
+        fintune.compare({"base": tmp_path / "others", "tuned": [tmp_path / "one", tmp_path / "newer"]})
 
 
 def test_answers_may_be_asked_for_in_another_form_but_labels_may_not(tmp_path):
@@ -138,21 +148,56 @@ def test_records_that_were_lost_are_noticed(tmp_path):
         ({"base": "one", "tuned": "none-*"}, r"No evaluated run matches none-\*"),
         ({"base": "one"}, "only one system"),
         ({"base": "one", "tuned": "empty"}, "has no results.json"),
+        ({"base": "one", "tuned": ["two", "t*o"]}, "two is named twice"),
+        ({"base": "one", "tuned": []}, "'tuned' has no name or no run"),
+        ({"base": "one", "tuned": "torn"}, "has a line that is no record"),
     ],
 )
 def test_what_is_no_run_is_one_sentence(tmp_path, monkeypatch, runs, words):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "one", 0.4, system="base")
+    write_run(tmp_path / "two", 0.6)
+    write_run(tmp_path / "torn", 0.6)
+    (tmp_path / "torn" / "predictions.jsonl").write_text('{"system": 5}\n{}\n')
     (tmp_path / "empty").mkdir()
     with pytest.raises(FintuneError, match=words):
         fintune.compare(runs)
 
 
-def test_a_training_run_is_not_overwritten(tmp_path):
+def test_a_run_is_not_overwritten_but_a_comparison_is(tmp_path):
     write_run(tmp_path / "one", 0.4, system="base")
     write_run(tmp_path / "two", 0.9)
-    (tmp_path / "two" / "adapter").mkdir()
+    runs = {"base": tmp_path / "one", "tuned": tmp_path / "two"}
+    (tmp_path / "two" / "recipe.yaml").write_text("name: two")
     before = (tmp_path / "two" / "results.json").read_bytes()
-    with pytest.raises(RunError, match="training run"):
-        fintune.compare({"base": tmp_path / "one", "tuned": tmp_path / "two"}, output_dir=tmp_path / "two")
+    with pytest.raises(RunError, match="holds a run"):
+        fintune.compare(runs, output_dir=tmp_path / "two")
     assert (tmp_path / "two" / "results.json").read_bytes() == before
+    for _ in range(2):
+        fintune.compare(runs, output_dir=tmp_path / "out")
+
+
+def test_a_name_chooses_the_system_of_that_name(tmp_path):
+    base, tuned = simulated_records("base", 0.4, n=60), simulated_records("tuned", 0.8, n=60)
+    (tmp_path / "run").mkdir()
+    run = RunDirectory(tmp_path / "run")
+    run.results.write_text(scored_results({("base", "tfns"): base, ("tuned", "tfns"): tuned}).model_dump_json())
+    write_records(run.predictions, [*base, *tuned])
+    found = fintune.compare({"base": run.path, "mine": run.path}, output_dir=tmp_path / "out")
+    assert found.find("tfns", "base").metrics["accuracy"].value == sum(r.correct for r in base) / 60
+    assert found.counts == {"base stands for": f"{run.path}:base", "mine stands for": f"{run.path}:tuned"}
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "mine against Base model: better on tfns." in page and "no tuned model" not in page
+    assert "published figures beside ours (mine)" in page
+
+
+@pytest.mark.parametrize(("p", "side"), [(0.01, "above"), (0.25, "unclear"), (None, "above")])
+def test_an_interval_off_zero_is_not_enough_where_the_test_says_otherwise(p, side):
+    kept = Estimate(value=0.4, low=0.1, high=0.7)
+    wrong = Estimate(value=-0.4, low=-0.7, high=-0.1)
+    comparison = Comparison(
+        task="ner", system="alone", reference="base", n=98, only_system_correct=50, only_reference_correct=0,
+        mcnemar_p=None, sign_flip_p=p, primary="entity_f1", differences={"accuracy": wrong, "entity_f1": kept},
+    )  # fmt: skip
+    assert comparison.headline == ("entity_f1", kept)
+    assert comparison.side == side

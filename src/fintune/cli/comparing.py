@@ -20,7 +20,7 @@ def compare(
         typer.Argument(
             metavar="NAME=RUN",
             help="A name and the run directory behind it; RUN:SYSTEM takes another system of the run than its tuned "
-            "one, such as RUN:base. A name given again adds tasks or repeated runs (seeds); patterns need no quotes.",
+            "one, such as RUN:base. A name given again adds tasks or repeated runs (seeds); a pattern goes in quotes.",
         ),
     ],
     output_dir: Annotated[Path | None, typer.Option(help="Where results, records and the report go.")] = None,

@@ -40,7 +40,6 @@ NOT_MEASURED = "not measured: "
 """What the results' counts call a task of a suite that was left out, before its name."""
 NOT_COMPARED = "training rows not compared: "
 """What they call a task the adapter was trained on whose rows were not to be had, before its name."""
-_PRIMARY = ("avg_f1", "entity_f1", "accuracy", "macro_f1")
 _SYSTEM_ORDER = ("base", "tuned")
 
 
@@ -169,7 +168,7 @@ def format_estimate(estimate: Estimate | None, *, signed: bool = False) -> str:
 
 def comparison_sentence(comparison: Comparison) -> str:
     """One paired comparison in a sentence: the verdict, the differences, the exact test and Holm's correction of it."""
-    name, difference = _headline(comparison)
+    name, difference = comparison.headline
     shown = f"{METRIC_TITLES.get(name, name)} {format_estimate(difference, signed=True)}" if difference else "no metric"
     counts = f"right alone: {comparison.only_system_correct} against {comparison.only_reference_correct}"
     test = ""
@@ -180,7 +179,7 @@ def comparison_sentence(comparison: Comparison) -> str:
     if comparison.holm_p is not None:
         test += f", over all tasks Holm's {_p_value(comparison.holm_p)}"
     where = f"{comparison.task}, FLARE's rules" if comparison.protocol == "flare_strict" else comparison.task
-    verdict = f"{comparison.system} {_verdict(difference)} {comparison.reference}"
+    verdict = f"{comparison.system} {_verdict(comparison, difference)} {comparison.reference}"
     return f"{where}: {verdict} ({shown}, paired; {counts} of {comparison.n}{test})."
 
 
@@ -189,20 +188,11 @@ def comparison_sentences(results: EvaluationResults) -> Iterator[str]:
     yield from (comparison_sentence(found) for found in results.comparisons if found.protocol == "robust")
 
 
-def _headline(comparison: Comparison) -> tuple[str, Estimate | None]:
-    """The difference of the primary score, which only its name tells: each family has one of its own."""
-    for metric in (*_PRIMARY, *comparison.differences):
-        if metric in comparison.differences:
-            return metric, comparison.differences[metric]
-    return "", None
-
-
-def _verdict(difference: Estimate | None) -> str:
-    if difference is None or difference.low is None or difference.high is None:
+def _verdict(comparison: Comparison, difference: Estimate | None) -> str:
+    if difference is None or difference.low is None:
         return "against"
-    if difference.low > 0:
-        return "is better than"
-    return "is worse than" if difference.high < 0 else "is not clearly different from"
+    verdicts = {"above": "is better than", "below": "is worse than", "unclear": "is not clearly different from"}
+    return verdicts[comparison.side]
 
 
 def _p_value(p: float) -> str:

@@ -73,6 +73,7 @@ def compare_runs(
             key = (result.task, run.name, result.protocol)
             first.setdefault(key, (result, run))
             repeated.setdefault(key, []).append(result)
+            _require_alike(first[key], (result, run))
     tasks = list(dict.fromkeys(task for task, _, _ in first))
     records = {key: _records_of(run, result) for key, (result, run) in first.items()}
     comparisons = [
@@ -90,6 +91,9 @@ def compare_runs(
         comparisons=tuple(with_holm(comparisons)),
         overlap=_once(entry for run in runs for entry in run.results.overlap),
         data=_once(entry for run in runs for entry in run.results.data),
+        counts={
+            f"{name} stands for": _joined(f"{r.place}:{r.system}" for r in runs if r.name == name) for name in names
+        },
         repeats=tuple(score for key in ordered for score in _spread(repeated[key])),
         elapsed_s=sum(run.results.elapsed_s for run in runs),
     )
@@ -119,6 +123,18 @@ def _records_of(run: RunOfSystem, result: TaskResult) -> list[DocumentRecord]:
     return found
 
 
+def _require_alike(earlier: tuple[TaskResult, RunOfSystem], later: tuple[TaskResult, RunOfSystem]) -> None:
+    """Raises ``DataError`` where one task was not scored alike in two runs."""
+    (reference, reference_run), (system, system_run) = earlier, later
+    for what in ("task_version", "split", "confidence", "n"):
+        ours, theirs = getattr(system, what), getattr(reference, what)
+        if ours != theirs:
+            raise DataError(
+                f"{system.task} has {what} {ours!r} in {system_run.place} and {theirs!r} in {reference_run.place}.",
+                "Evaluate one of them again as the other was, with the same version, split and limit.",
+            )
+
+
 def _compared(
     earlier: tuple[TaskResult, RunOfSystem],
     later: tuple[TaskResult, RunOfSystem],
@@ -127,14 +143,8 @@ def _compared(
     n_resamples: int,
     seed: int,
 ) -> Comparison:
-    (reference, reference_run), (system, system_run) = earlier, later
-    for what in ("task_version", "split"):
-        ours, theirs = getattr(system, what), getattr(reference, what)
-        if ours != theirs:
-            raise DataError(
-                f"{system.task} has {what} {ours!r} in {system_run.place} and {theirs!r} in {reference_run.place}.",
-                "Evaluate the older run again with this version of fintune, on the same split.",
-            )
+    _require_alike(earlier, later)
+    (_, reference_run), (system, system_run) = earlier, later
     try:
         return compare(
             later_records,

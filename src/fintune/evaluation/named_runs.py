@@ -1,5 +1,6 @@
 """Runs named for a comparison: from ``RUN`` or ``RUN:SYSTEM``, with patterns, to results and records.
 
+Without ``:SYSTEM`` a run stands for its system of the given name, or else for its tuned one, or else for the base.
 Enters: paths as a user writes them. Leaves: ``RunOfSystem``.
 """
 
@@ -18,12 +19,21 @@ def read_runs(runs: Mapping[str, str | Path | Sequence[str | Path]]) -> list[Run
     """The runs behind each name, in order; those a pattern finds are sorted by name.
 
     Raises:
-        RunError: a run is missing or was not evaluated.
+        RunError: a run is missing, was not evaluated, or is named twice; or a name has no run.
     """
-    found = []
+    found, seen = [], set[tuple[Path, str]]()
     for name, given in runs.items():
-        for place in [given] if isinstance(given, (str, Path)) else given:
-            found += [_read(name, path, system) for path, system in _places(str(place))]
+        places = [given] if isinstance(given, (str, Path)) else given
+        if not name or not places:
+            raise RunError(
+                f"The system {name!r} has no name or no run.", "Write NAME=RUN, such as tuned=runs/two-epochs."
+            )
+        for run in (_read(name, path, system) for place in places for path, system in _places(str(place))):
+            key = (Path(run.place).resolve(), run.system)
+            if key in seen:
+                raise RunError(f"{run.place} is named twice.", "Name each run once; a pattern may hold it already.")
+            seen.add(key)
+            found.append(run)
     return found
 
 
@@ -44,5 +54,5 @@ def _read(name: str, path: Path, system: str) -> RunOfSystem:
         raise RunError(f"There is no run {path}.", "Check the path; a run is a folder with results.json.")
     results = run.read_results()
     systems = {result.system for result in results.results}
-    chosen = system or ("tuned" if "tuned" in systems else "base")
+    chosen = system or next((known for known in (name, "tuned") if known in systems), "base")
     return RunOfSystem(name, str(path), chosen, results, run.read_records())

@@ -21,21 +21,24 @@ _RULE = (
 )
 
 
-def published_table(results: EvaluationResults, task: str) -> Table | None:
-    """What others published for a task beside our main system's scores; None where nobody did or we measured nothing.
+def published_table(results: EvaluationResults, task: str, system: str | None = None) -> Table | None:
+    """What others published for a task beside a system's scores; None where nobody did or we measured nothing.
+
+    The system is the results' main one, where none is named.
 
     Nor is there one for a shipped sample: a few dozen or hundred rows, chosen to be small, are not the published test
     set. Each row is compared by the rules that come nearest to its source's, so one metric may have two values of ours.
     """
     if any(data.task == task and data.is_sample for data in results.data):
         return None
-    rows, system = published_for(task), main_system(results, task)
+    rows, named = published_for(task), system
+    system = named or main_system(results, task)
     compared = [(row, _ours(results, row, task, system)) for row in rows if system is not None]
     if system is None or not any(result is not None for _, result in compared):
         return None
     notes = _notes(rows)
     return Table(
-        name=f"published-{task}",
+        name=f"published-{task}" if named is None else f"published-{task}-{named}",
         caption=f"{task}: published figures beside ours ({system_name(system).lower()})",
         columns=("Published system", "Note", "Metric", "n", "Published", "Read by", "Ours", "Our n", "Ours is"),
         rows=tuple(_cells(row, result, notes) for row, result in compared),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.reporting.beside import published_table, published_tables
+from fintune.reporting.between import pair_sentences, published_beside_each
 from fintune.reporting.figures import comparison_caption, curves_caption, write_figures
 from fintune.reporting.flare import flare_tables
 from fintune.reporting.html import Picture, Section, render_html
@@ -57,7 +58,7 @@ def write_report(
     run_path.mkdir(parents=True, exist_ok=True)
     figures = write_figures(run_path / "figures", results=results, records=documents, history=history)
     heading = title or (recipe.report.title or recipe.name if recipe is not None else "Comparison of runs")
-    sentences = verdict(results)
+    sentences = verdict(results) if recipe is not None else pair_sentences(results)
     sections = _sections(recipe, results, documents, history, figures, model_facts)
     about = (recipe.description, f"recipe {recipe.name}") if recipe is not None else ()
     subtitle = " · ".join(part for part in (*about, results.model) if part)
@@ -81,7 +82,7 @@ def _sections(
     tasks = tasks_of(results)
     worst = "tuned" if "tuned" in systems_of(results) else "base"
     sections = [
-        *_score_sections(results, figures),
+        *_score_sections(results, figures, across=recipe is None),
         Section(
             "Comparisons",
             "comparisons",
@@ -129,23 +130,28 @@ def _sections(
     return [section for section in sections if not section.empty]
 
 
-def _score_sections(results: EvaluationResults, figures: Mapping[str, Path]) -> list[Section]:
+def _score_sections(results: EvaluationResults, figures: Mapping[str, Path], *, across: bool) -> list[Section]:
     """Scores of all tasks in one section, or with several tasks an overview and then a section each."""
     tasks = tasks_of(results)
     pictures = _pictures(figures, {"performance_comparison": comparison_caption(results)})
     overview = overview_table(results)
     if overview is None:
-        return [Section("Systems", "systems", pictures, [table for task in tasks for table in _of_task(results, task)])]
+        return [
+            Section(
+                "Systems", "systems", pictures, [table for task in tasks for table in _of_task(results, task, across)]
+            )
+        ]
     sections = [
-        Section(f"Task {task}", f"task-{number}", tables=_of_task(results, task))
+        Section(f"Task {task}", f"task-{number}", tables=_of_task(results, task, across))
         for number, task in enumerate(tasks, start=1)
     ]
     return [Section("Systems", "systems", pictures, [overview]), *sections]
 
 
-def _of_task(results: EvaluationResults, task: str) -> list[Table]:
-    """Ours first, then FLARE's rules beside ours, then what others published."""
-    return [*systems_tables(results, task), *_present(rules_table(results, task), published_table(results, task))]
+def _of_task(results: EvaluationResults, task: str, across: bool) -> list[Table]:
+    """Ours first, then FLARE's rules beside ours, then what others published, beside each system ``across`` runs."""
+    published = published_beside_each(results, task) if across else _present(published_table(results, task))
+    return [*systems_tables(results, task), *_present(rules_table(results, task)), *published]
 
 
 def _present(*tables: Table | None) -> list[Table]:

@@ -32,6 +32,8 @@ class Judgement:
     counts: Mapping[str, float] = field(default_factory=dict)
 
 
+SIGNIFICANT = 0.05
+"""P-values from here on show no difference."""
 SAMPLE_OF = "sample of "
 """What the source of a shipped sample begins with; the whole's hub id, or the task's name, follows."""
 
@@ -135,6 +137,33 @@ class Comparison(_Frozen):
     protocol: Protocol = "robust"
     primary: str = "accuracy"
     holm_p: float | None = None
+
+    @property
+    def headline(self) -> tuple[str, Estimate | None]:
+        """The primary score's name and difference; another's in results that lack it."""
+        name = self.primary if self.primary in self.differences else next(iter(self.differences), "")
+        return name, self.differences.get(name)
+
+    @property
+    def p_value(self) -> float | None:
+        """The one p-value to go by: Holm's where several tasks were tested, else the exact test's."""
+        exact = self.sign_flip_p if self.mcnemar_p is None else self.mcnemar_p
+        return exact if self.holm_p is None else self.holm_p
+
+    @property
+    def side(self) -> Literal["above", "below", "unclear"]:
+        """Where the system stands: the headline's interval excludes zero, and no test says otherwise at 0.05."""
+        _, difference = self.headline
+        if (
+            difference is None
+            or difference.low is None
+            or difference.high is None
+            or difference.low <= 0 <= difference.high
+        ):
+            return "unclear"
+        if self.p_value is not None and self.p_value >= SIGNIFICANT:
+            return "unclear"
+        return "above" if difference.low > 0 else "below"
 
 
 class RepeatedScore(_Frozen):

@@ -99,8 +99,15 @@ class RunDirectory:
             raise RunError(f"{self.results} is damaged.", "Evaluate the run again with `fintune train`.") from exc
 
     def read_records(self) -> list[DocumentRecord]:
-        """The per-document records; empty when there are none."""
-        return [DocumentRecord.model_validate(row) for row in read_jsonl(self.predictions)]
+        """The per-document records; empty when there are none.
+
+        Raises:
+            RunError: a line is no record.
+        """
+        try:
+            return [DocumentRecord.model_validate(row) for row in read_jsonl(self.predictions)]
+        except ValueError as exc:
+            raise RunError(f"{self.predictions} has a line that is no record.", "Evaluate the run again.") from exc
 
     def read_history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
