@@ -1,0 +1,122 @@
+import bitsandbytes.functional
+import pytest
+import torch
+from tests.kernels.lora_cases import KINDS, packed, random_weight
+
+from fintune.kernels import fp8_weight as fp8_module
+from fintune.kernels.fp8_weight import LARGEST, fp8_weight, products, quantize_rows
+from fintune.kernels.frozen_weight import DenseWeight, Nf4Weight, frozen_weight, release_buffers, shared_buffer
+from fintune.schema.errors import ModelError
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [0, 1, 7])
+def test_products_are_those_of_the_dense_weight(kind, dtype, tokens):
+    torch.manual_seed(tokens)
+    weight = random_weight(kind, 48, 64, dtype)
+    assert weight.shape == (48, 64)
+    x, dy, bias = torch.randn(tokens, 64, dtype=dtype), torch.randn(tokens, 48, dtype=dtype), torch.randn(48)
+    dense = weight.dense(torch.float32)
+    forward, backward = x.float() @ dense.T + bias, dy.float() @ dense
+    # Rounding to fp8 leaves three bits of mantissa, in both factors.
+    tolerance = 0.08 if kind.startswith("fp8") else 1e-5 if dtype == torch.float32 else 1e-2
+    y, dx = weight.product(x, bias), weight.input_gradient(dy)
+    assert (y.dtype, dx.dtype, y.shape, dx.shape) == (dtype, dtype, forward.shape, backward.shape)
+    assert float((y - forward).norm()) <= tolerance * float(forward.norm())
+    assert float((dx - backward).norm()) <= tolerance * float(backward.norm())
+    total = dx.clone()
+    assert weight.input_gradient(dy, total) is total
+    torch.testing.assert_close(total, 2 * dx, rtol=2e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_nf4_unpacks_as_bitsandbytes_does(double_quant, dtype):
+    matrix = torch.randn(96, 320).to(dtype)
+    parameter = packed(matrix, double_quant)
+    weight = frozen_weight(parameter)
+    assert isinstance(weight, Nf4Weight)
+    assert weight.packed.data_ptr() == parameter.data_ptr()
+    expected = bitsandbytes.functional.dequantize_4bit(parameter.data, parameter.quant_state)
+    assert torch.equal(weight.dense(dtype), expected)
+
+
+def test_a_dense_weight_is_not_copied():
+    parameter = torch.nn.Parameter(torch.randn(4, 8))
+    weight = frozen_weight(parameter)
+    assert isinstance(weight, DenseWeight)
+    assert weight.dense(torch.float32).data_ptr() == parameter.data_ptr()
+    assert not weight.data.requires_grad
+
+
+def test_weights_without_a_fast_path_are_refused():
+    with pytest.raises(ModelError, match="int8"):
+        frozen_weight(torch.zeros(4, 4, dtype=torch.int8))
+    unpacked = bitsandbytes.nn.Params4bit(torch.randn(8, 8), requires_grad=False)
+    with pytest.raises(ModelError, match="not been packed"):
+        frozen_weight(unpacked)
+
+
+def test_stored_bytes():
+    matrix = torch.randn(256, 512)
+    count = matrix.numel()
+    assert frozen_weight(matrix.bfloat16()).stored_bytes == 2 * count
+    assert fp8_weight(matrix).stored_bytes == count + 4 * 256
+    assert fp8_weight(matrix, copies=2).stored_bytes == 2 * count + 4 * (256 + 512)
+    # Half a byte a weight, a byte for every 64 of them, and the table and few scales of the scales.
+    assert frozen_weight(packed(matrix)).stored_bytes == count // 2 + count // 64 + 4 * (256 + count // 64 // 256 + 1)
+    assert frozen_weight(packed(matrix, False)).stored_bytes == count // 2 + 4 * count // 64
+
+
+def test_fp8_rows_reach_the_largest_number_and_zeros_stay():
+    matrix = torch.randn(5, 16) * torch.tensor([1e-6, 1.0, 1e6, 0.0, 3.0])[:, None]
+    rows = quantize_rows(matrix)
+    assert rows.data.float().abs().amax(1).tolist() == [LARGEST, LARGEST, LARGEST, 0.0, LARGEST]
+    assert torch.all((rows.dense(torch.float32) - matrix).abs() <= matrix.abs() / 16 + rows.scale * 2**-9)
+    assert quantize_rows(matrix, "tensor").scale.unique().numel() == 1
+    assert quantize_rows(matrix.T).data.is_contiguous()
+
+
+def test_one_copy_and_two_give_nearly_the_same_gradient():
+    torch.manual_seed(0)
+    matrix, dy = torch.randn(96, 64), torch.randn(33, 96)
+    exact = dy @ matrix
+    one, two = (fp8_weight(matrix, copies=copies).input_gradient(dy) for copies in (1, 2))
+    for ours in (one, two):
+        assert float(torch.cosine_similarity(ours.flatten(), exact.flatten(), dim=0)) > 0.998
+
+
+def test_an_input_shared_by_fp8_weights_is_rounded_once(monkeypatch):
+    weights = [random_weight(kind, 16, 32, torch.float32) for kind in ("fp8", "dense", "fp8 two copies")]
+    x, calls = torch.randn(3, 32), []
+    expected = [weight.product(x) for weight in weights]
+    monkeypatch.setattr(fp8_module, "quantize_rows", lambda *a: calls.append(a) or quantize_rows(*a))
+    ours = products(x, weights, [None] * 3)
+    assert len(calls) == 1
+    assert all(torch.equal(left, right) for left, right in zip(ours, expected, strict=True))
+
+
+@pytest.mark.parametrize(("capability", "shape", "message"), [((8, 0), (32, 32), "8.9"), ((9, 0), (32, 24), "of 16")])
+def test_fp8_is_refused_where_the_card_or_the_shape_does_not_fit(monkeypatch, capability, shape, message):
+    class OnCard:
+        device = torch.device("cuda")
+
+    OnCard.shape = shape
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A card")
+    with pytest.raises(ModelError, match=message):
+        fp8_weight(OnCard())
+
+
+def test_the_shared_buffer_is_reused_and_can_be_written_after_inference_mode():
+    release_buffers()
+    device = torch.device("cpu")
+    with torch.inference_mode():
+        first = shared_buffer((4, 8), torch.float32, device)
+    second = shared_buffer((2, 8), torch.float32, device)
+    assert second.data_ptr() == first.data_ptr()
+    second.fill_(1.0)
+    assert shared_buffer((8, 8), torch.float32, device).data_ptr() != 0
+    assert shared_buffer((2, 2), torch.bfloat16, device).dtype == torch.bfloat16
+    release_buffers()
