@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fintune.data import DataSummary
     from fintune.doctor import Check
     from fintune.serving.predictor import Predictor
+    from fintune.training.estimate import Estimate
 
 log = logging.getLogger(__name__)
 RecipeLike = Recipe | Mapping[str, Any] | str | Path
@@ -342,6 +343,22 @@ def preview(
             PreviewSample(example.example_id, tuple(zip(texts, ids, supervised, strict=True)), encoded.truncated)
         )
     return shown
+
+
+def estimate(
+    recipe: RecipeLike, *, overrides: Sequence[str] = (), gpu: str | None = None, data: bool = True
+) -> Estimate:
+    """Predicts peak memory, speed and time of an epoch; reads no weights and allocates nothing on a GPU.
+
+    Args:
+        recipe: as in ``train``.
+        overrides: ``key.sub=value`` strings.
+        gpu: a card to assume, such as ``H100``, ``RTX 4090`` or ``T4``; the one in this machine when None.
+        data: count the training samples, where they are on this machine, for the time of an epoch.
+    """
+    from fintune.training.estimate import estimate_recipe
+
+    return estimate_recipe(load_recipe(recipe, overrides), gpu=gpu, data=data)
 
 
 def recipes() -> list[RecipeInfo]:

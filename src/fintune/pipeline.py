@@ -326,6 +326,8 @@ def _training_facts(trained: Any) -> dict[str, Any]:
         "rollbacks": trained.rollbacks,
         "resumed_from_step": trained.resumed_from,
         "resumed_on": trained.resumed_on,
+        "memory_retries": trained.memory_retries,
+        "tokens_per_batch": trained.tokens_per_batch,
         "best_step": trained.best_step,
         "final_loss": trained.final_loss,
         "training_seconds": round(trained.seconds, 2),

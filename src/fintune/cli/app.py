@@ -12,6 +12,7 @@ import typer
 
 from fintune.cli.comparing import compare
 from fintune.cli.data_commands import data_app
+from fintune.cli.estimating import estimate
 from fintune.cli.output import Output
 from fintune.cli.own_options import TableOptions, takes_table
 from fintune.cli.predicting import (
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.add_typer(data_app)
 app.add_typer(tasks_app)
 app.command()(compare)
+app.command()(estimate)
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path to your own YAML file.")

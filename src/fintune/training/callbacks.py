@@ -96,6 +96,7 @@ class MetricsCallback(TrainerCallback):
             row["samples_per_s"] = self.since_log.samples / seconds
             row["peak_bytes"] = peak_bytes()
             row |= self.trainer.logged_tasks
+            row |= self._memory()
             row |= {"skipped": skipped} if (skipped := self.trainer.logged_skips) else {}
             row |= {"resumed_on": self.resumed_on} if self.resumed_on else {}
             self.resumed_on = ""
@@ -104,6 +105,11 @@ class MetricsCallback(TrainerCallback):
         row["elapsed_s"] = round(self.log.elapsed_before_s + time.perf_counter() - self._started, 3)
         if state.is_world_process_zero:
             self.log.append(row)
+
+    def _memory(self) -> dict[str, int]:
+        """The budget in use, once it is no longer the recipe's."""
+        budget = self.trainer.budget
+        return {"memory_retries": budget.retries, "tokens_per_batch": budget.tokens} if budget.retries else {}
 
 
 class ProgressCallback(TrainerCallback):

@@ -17,6 +17,7 @@ from fintune.training.callbacks import Totals
 from fintune.training.checkpoints import Checkpoint, discard_after, newest_intact
 from fintune.training.guard import GuardState
 from fintune.training.numerics import changed_numerics
+from fintune.training.token_budget import TokenBudget
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class ResumePoint:
         checkpoint: None for a fresh run.
         totals: what had been computed.
         guard: what the guard remembered.
+        budget: the token budget in use and how often it had shrunk; empty in checkpoints older than it.
         tasks: losses and counts by task, as ``TaskMeter`` gave them; empty where tasks were not told apart.
         change: what differs from the session that took the checkpoint, in words; empty when the rest is bit-equal.
         resumed_on: all such changes of the run so far, each with its step.
@@ -37,6 +39,7 @@ class ResumePoint:
     checkpoint: Checkpoint | None = None
     totals: Totals = field(default_factory=Totals)
     guard: GuardState = field(default_factory=GuardState)
+    budget: Mapping[str, int] = field(default_factory=dict)
     tasks: Mapping[str, Any] = field(default_factory=dict)
     change: str = ""
     resumed_on: tuple[str, ...] = ()
@@ -45,6 +48,12 @@ class ResumePoint:
     def step(self) -> int:
         """Optimiser steps already done."""
         return self.checkpoint.step if self.checkpoint else 0
+
+    def token_budget(self, tokens_per_batch: int) -> TokenBudget:
+        """The budget to go on with: what was found to fit, unless the machine or the recipe's numerics have changed."""
+        retries = self.budget.get("retries", 0)
+        tokens = tokens_per_batch if self.change else self.budget.get("tokens", tokens_per_batch)
+        return TokenBudget(min(tokens, tokens_per_batch), retries)
 
 
 def find_resume_point(run: RunDirectory, fingerprint: dict[str, Any], numerics: dict[str, str]) -> ResumePoint:
@@ -66,7 +75,8 @@ def find_resume_point(run: RunDirectory, fingerprint: dict[str, Any], numerics: 
         log.warning("Going on from step %d, not bit-equal to an unbroken run: %s.", checkpoint.step, change)
         resumed_on += (f"step {checkpoint.step}: {change}",)
     guard = GuardState(**facts.get("guard", {}))
-    return ResumePoint(checkpoint, Totals(**facts["totals"]), guard, facts.get("tasks", {}), change, resumed_on)
+    totals, budget = Totals(**facts["totals"]), facts.get("budget", {})
+    return ResumePoint(checkpoint, totals, guard, budget, facts.get("tasks", {}), change, resumed_on)
 
 
 def checkpoint_facts(
@@ -74,6 +84,7 @@ def checkpoint_facts(
     numerics: dict[str, str],
     totals: Totals,
     guard: GuardState,
+    budget: TokenBudget,
     resumed_on: tuple[str, ...],
     tasks: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -83,6 +94,7 @@ def checkpoint_facts(
         "numerics": numerics,
         "totals": asdict(totals),
         "guard": asdict(guard),
+        "budget": asdict(budget),
         "resumed_on": resumed_on,
         "tasks": tasks,
     }

@@ -37,6 +37,7 @@ from fintune.training.numerics import describe_numerics
 from fintune.training.resume import checkpoint_facts, find_resume_point
 from fintune.training.steps import StepDataset
 from fintune.training.stopping import should_stop
+from fintune.training.token_budget import memory_remedy
 from fintune.training.trainer import TreeTrainer
 from fintune.training.weights import restore_weights
 from fintune.trees.mixture import make_mixture
@@ -67,6 +68,8 @@ class TrainedRun:
         skipped_steps: updates that were not made because loss or gradient could not be trusted.
         rollbacks: how often the weights of a checkpoint were restored after such updates.
         resumed_on: for each resume that is not bit-equal, at which step and what had changed.
+        memory_retries: how often a step was repeated in smaller batches because memory had run out.
+        tokens_per_batch: the packing budget in use at the end.
         by_task: mean loss, supervised weight, tokens and samples of each task; empty with one task, whose figures are
             those of the run.
     """
@@ -85,6 +88,8 @@ class TrainedRun:
     skipped_steps: int
     rollbacks: int
     resumed_on: tuple[str, ...]
+    memory_retries: int
+    tokens_per_batch: int
     by_task: dict[str, dict[str, float | None]]
 
 
@@ -197,6 +202,8 @@ def train_model(
     )
     numerics = describe_numerics(model, training, packing)
     start = find_resume_point(run, fingerprint, numerics)
+    budget = start.token_budget(training.tokens_per_batch)
+    steps.tokens_per_batch = budget.tokens
     if start.checkpoint is not None:
         restore_weights(model.model, start.checkpoint.path / "weights")
     if training.sampler == "by_document":
@@ -219,12 +226,14 @@ def train_model(
         save_weights=lambda folder: _save_weights(model.model, base, folder),
         validate=validate,
         checkpoint_facts=lambda: checkpoint_facts(
-            fingerprint, numerics, metrics.run, guard.state, start.resumed_on, meter.state() if meter else {}
+            fingerprint, numerics, metrics.run, guard.state, budget, start.resumed_on, meter.state() if meter else {}
         ),
         keep_checkpoints=training.keep_checkpoints,
         save_steps=training.save_steps,
         guard=guard,
         callbacks=callbacks,
+        budget=budget,
+        memory_remedy=memory_remedy(recipe),
         meter=meter,
     )
     metrics.trainer = trainer
@@ -265,6 +274,8 @@ def train_model(
         skipped_steps=guard.state.skipped,
         rollbacks=guard.state.rollbacks,
         resumed_on=start.resumed_on,
+        memory_retries=budget.retries,
+        tokens_per_batch=budget.tokens,
         by_task=meter.totals() if meter else {},
     )
 

@@ -12,7 +12,7 @@ from fintune.trees.plan import Step, StepPlan, make_step
 from fintune.trees.prefix_tree import TokenSample
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepDataset(Dataset[Step]):
     """One ``Step`` per optimiser step of the whole run.
 
@@ -21,7 +21,7 @@ class StepDataset(Dataset[Step]):
         plan: which samples each step draws.
         total_steps: optimiser steps of the run.
         packing: how a step's samples become batches.
-        tokens_per_batch: packing budget.
+        tokens_per_batch: packing budget; the trainer lowers it when memory runs out.
         buckets: pad token counts to a few sizes, for compiled attention.
         rank: this process.
         world: processes that share each step.
@@ -56,4 +56,5 @@ class StepDataset(Dataset[Step]):
             world=self.world,
             tasks=[self.tasks[i] for i in drawn] if self.tasks else (),
             n_tasks=self.n_tasks,
+            number=step,
         )

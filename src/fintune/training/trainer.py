@@ -1,8 +1,8 @@
 """``TreeTrainer``: ``transformers.Trainer`` whose batch is a whole optimiser step of token trees.
 
 The Trainer keeps its loop, optimiser, schedule, callbacks and resume. What differs: one data-set item is one step;
-the loss divides by the step's total weight over all its batches and ranks; a guard looks at loss and gradient before
-the update; a checkpoint is written aside first.
+the loss divides by the step's total weight over all its batches and ranks; a step that runs out of memory is repeated
+in smaller batches; a guard looks at loss and gradient before the update; a checkpoint is written aside first.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fintune.training.by_task import TASK_LOSS, TaskMeter
 from fintune.training.checkpoints import newest_intact, rotate, staged_checkpoint
 from fintune.training.guard import REMEDY, LossGuard
 from fintune.training.steps import StepDataset
+from fintune.training.token_budget import RandomState, TokenBudget, is_out_of_memory, release_memory, require_divisible
 from fintune.training.weights import restore_optimizer, restore_weights
 from fintune.trees.plan import Step
 
@@ -48,6 +50,8 @@ class TreeTrainer(Trainer):
             would make the resumed run differ from the straight one.
         guard: decides which updates are made.
         callbacks: further callbacks.
+        budget: tokens computed at once; shrinks when they do not fit into memory.
+        memory_remedy: what to do when a single sample does not fit.
         meter: adds up losses by task; None when the steps do not tell tasks apart.
     """
 
@@ -64,6 +68,8 @@ class TreeTrainer(Trainer):
         save_steps: int,
         guard: LossGuard,
         callbacks: list[Any],
+        budget: TokenBudget | None = None,
+        memory_remedy: str = "",
         meter: TaskMeter | None = None,
     ) -> None:
         self.edge_model = edge_model
@@ -74,6 +80,8 @@ class TreeTrainer(Trainer):
         self.keep_checkpoints = keep_checkpoints
         self.save_steps = save_steps
         self.guard = guard
+        self.budget = budget or TokenBudget(steps.tokens_per_batch)
+        self.memory_remedy = memory_remedy
         self.meter = meter
         self.last_step: Step | None = None
         self.logged_skips = ""  # of the latest line of metrics, for MetricsCallback; likewise the next
@@ -91,18 +99,57 @@ class TreeTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward over all batches of one step; returns the step's mean loss on this rank."""
         step: Step = inputs
-        self.last_step = step
+        if step.budget > self.budget.tokens:  # planned ahead, before memory ran out
+            step = self.steps[step.number]
         model.train()
+        drawn = RandomState.of(self.args.device)
+        while (failed := self._accumulate(model, step)) is not None:
+            step = self._in_smaller_batches(model, step, failed)
+            drawn.restore()
+        self.last_step = step
+        return torch.nan_to_num(self._step_loss, nan=0.0, posinf=0.0, neginf=0.0)  # the Trainer's sum would stay NaN
+
+    def _accumulate(self, model: nn.Module, step: Step) -> int | None:
+        """Adds up the gradients of a step; the number of the batch that did not fit into memory, None when all did.
+
+        Returns rather than raises, because an exception being handled keeps the failed batch's tensors alive.
+        """
         scale = self.steps.world / step.total_weight if step.total_weight else 0.0  # DDP averages over ranks
         total = torch.zeros((), device=self.args.device)
         self._task_losses = torch.zeros(self.steps.n_tasks, device=self.args.device)
         for number in range(len(step.batches)):
-            with self._synchronised(model, last=number == len(step.batches) - 1):
-                loss = self._batch_loss(step, number, model) * scale
-                self.accelerator.backward(loss)
+            try:
+                with self._synchronised(model, last=number == len(step.batches) - 1):
+                    loss = self._batch_loss(step, number, model) * scale
+                    self.accelerator.backward(loss)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                return number
             total += loss.detach()
         self._step_loss = total
-        return torch.nan_to_num(total, nan=0.0, posinf=0.0, neginf=0.0)  # the Trainer's running sum would stay NaN
+        return None
+
+    def _in_smaller_batches(self, model: nn.Module, step: Step, failed: int) -> Step:
+        """The same samples under a smaller budget, which stays; nothing of the failed attempt is left.
+
+        Raises:
+            RunError: smaller batches are not to be had.
+        """
+        model.zero_grad(set_to_none=True)
+        release_memory()
+        batch, before = step.batches[failed], self.budget.tokens
+        require_divisible(step.number + 1, batch, self.steps.world, self.memory_remedy)
+        self.budget.shrink(batch)
+        self.steps.tokens_per_batch = self.budget.tokens
+        log.warning(
+            "Step %d ran out of memory: from here on at most %d tokens are computed at once instead of %d "
+            "(training.tokens_per_batch), which changes neither the effective batch nor the result.",
+            step.number + 1,
+            self.budget.tokens,
+            before,
+        )
+        return replace(self.steps[step.number], total_weight=step.total_weight)
 
     def _batch_loss(self, step: Step, number: int, model: nn.Module) -> Tensor:
         """The loss of one batch summed over its edges; by task too, where the step tells tasks apart."""

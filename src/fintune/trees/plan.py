@@ -86,12 +86,16 @@ class Step:
         total_weight: summed edge weight of the whole step over all ranks; the loss is divided by it.
         n_samples: samples of the whole step over all ranks.
         by_task: one entry per batch, where the tasks of the samples were given.
+        number: which step of the run it is, counted from 0.
+        budget: tokens computed at once that it was packed for.
     """
 
     batches: tuple[Batch, ...]
     total_weight: float
     n_samples: int
     by_task: tuple[TaskEdges, ...] = ()
+    number: int = 0
+    budget: int = 0
 
 
 def make_step(
@@ -104,6 +108,7 @@ def make_step(
     world: int = 1,
     tasks: Sequence[int] = (),
     n_tasks: int = 0,
+    number: int = 0,
 ) -> Step:
     """Packs the samples of one optimiser step and deals the batches out to the ranks.
 
@@ -116,6 +121,7 @@ def make_step(
         world: processes that share the step.
         tasks: one task number per sample, for losses by task; empty: none are wanted.
         n_tasks: tasks of the whole run.
+        number: which step of the run it is.
     """
     batches = pack_samples(samples, packing, budget, buckets=buckets)
     total_weight = sum(batch.weight for batch in batches)
@@ -127,4 +133,4 @@ def make_step(
     if tasks:
         edges = edges_by_task(batches, samples, tasks, n_tasks, packing, budget)
         by_task = edges[rank::world] + [edges[0].as_filler()] * short
-    return Step(tuple(mine), total_weight, len(samples), tuple(by_task))
+    return Step(tuple(mine), total_weight, len(samples), tuple(by_task), number, budget)

@@ -1,0 +1,284 @@
+"""``fintune estimate``: what a recipe will need and how long it will take, before anything is loaded.
+
+Enters: a recipe and perhaps the name of a card. Leaves: ``Estimate``. Only the configuration of the base is read, and
+for the time of an epoch its tokenizer and the rows that are on this machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fintune.evaluation.suite import load_run_data
+from fintune.inference.forward import choose_backend, supported_packing
+from fintune.models.quantize import plan_quantization
+from fintune.models.shape import ModelShape, read_shape, read_tokenizer
+from fintune.models.templates import apply_chat_template_override
+from fintune.schema.errors import DataError, ModelError, RecipeError
+from fintune.schema.network import offline_mode
+from fintune.schema.recipe import Packing, Recipe
+from fintune.training.memory import (
+    MemoryEstimate,
+    MemoryPlan,
+    Remedy,
+    estimate_memory,
+    remedies,
+    trainable_parameters,
+)
+from fintune.training.speed import Card, find_card, flops_per_token, micro_batch_seconds
+from fintune.trees.batch import bucket_size
+from fintune.trees.chat import ChatFormat, encode_all
+from fintune.trees.mixture import make_mixture
+from fintune.trees.packing import Batch, PaddedBatch, pack_samples
+from fintune.trees.plan import StepPlan
+from fintune.trees.prefix_tree import TokenSample
+
+MOST_STEPS = 64  # packed to see what a batch is like; more would say little more
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the steps of an epoch compute.
+
+    Attributes:
+        samples: training samples.
+        steps: optimiser steps of one epoch; likewise the tokens below.
+        sample_tokens: before prefixes are shared.
+        distinct_tokens: computed, padding left out.
+        micro_batches: forward and backward passes of one step, on average.
+        batch_tokens: the largest batch, padding included.
+        logit_rows: most rows of logits in a batch.
+        longest: tokens of the longest sample.
+        looked_at: steps that were packed to find this out.
+    """
+
+    samples: int
+    steps: int
+    sample_tokens: int
+    distinct_tokens: int
+    micro_batches: float
+    batch_tokens: int
+    logit_rows: int
+    longest: int
+    looked_at: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a recipe is predicted to need.
+
+    Attributes:
+        base: the base model as the recipe names it.
+        parameters: weights of the base.
+        trainable_parameters: numbers trained.
+        memory: bytes at the peak, by what they hold.
+        peak_bytes: their sum, with the allocator's slack and the context of the device.
+        gpu: the card that was assumed, None where none is known.
+        memory_bytes: what that card holds.
+        fits: whether the peak does; None without a card.
+        remedies: where it does not, keys to change and the peak each gives.
+        tokens_per_second: of samples, as trainers count that share no prefixes; None without a card.
+        distinct_tokens_per_second: computed.
+        seconds_per_step: of an optimiser step.
+        seconds_per_epoch: of a pass over the data, without loading and evaluation.
+        workload: what the data are like; None where they were not looked at.
+        notes: what was assumed.
+    """
+
+    base: str
+    parameters: int
+    trainable_parameters: int
+    memory: MemoryEstimate
+    peak_bytes: int
+    gpu: str | None
+    memory_bytes: int | None
+    fits: bool | None
+    remedies: tuple[Remedy, ...]
+    tokens_per_second: float | None
+    distinct_tokens_per_second: float | None
+    seconds_per_step: float | None
+    seconds_per_epoch: float | None
+    workload: Workload | None
+    notes: tuple[str, ...]
+
+
+def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True) -> Estimate:
+    """Predicts memory and time of a training run.
+
+    Args:
+        recipe: the recipe.
+        gpu: name of a card; the one in this machine when None.
+        data: look at the rows, where they are on this machine.
+
+    Raises:
+        ModelError: the configuration of the base is not to be had.
+        RecipeError: the card is not known.
+    """
+    notes: list[str] = []
+    card = find_card(gpu) if gpu is not None else _present_card(notes)
+    shape, config = read_shape(recipe.model)
+    packing, reason = supported_packing(config, recipe.training.packing)
+    notes += [f"{reason}."] if reason else []
+    is_flex = card is not None and recipe.model.attention in ("auto", "flex") and packing != "none"
+    workload = _workload(recipe, packing, notes, buckets=is_flex) if data else None
+    if workload is None:
+        notes.append("Every token is taken to be supervised and no prefix to be shared, since no data were looked at.")
+    plan = memory_plan(recipe, config.to_dict(), packing, workload, card)
+    memory = estimate_memory(shape, plan)
+    notes += _uncertain(recipe, shape)
+    fits = memory.peak <= card.memory_bytes if card else None
+    seconds, epoch, computed, sampled = _times(shape, plan, workload, card)
+    stored = bool(config.to_dict().get("quantization_config"))
+    return Estimate(
+        base=recipe.model.base,
+        parameters=shape.parameters,
+        trainable_parameters=trainable_parameters(shape, plan),
+        memory=memory,
+        peak_bytes=memory.peak,
+        gpu=card.name if card else None,
+        memory_bytes=card.memory_bytes if card else None,
+        fits=fits,
+        remedies=tuple(remedies(shape, plan, can_quantize=not stored)) if fits is False else (),
+        tokens_per_second=sampled,
+        distinct_tokens_per_second=computed,
+        seconds_per_step=seconds,
+        seconds_per_epoch=epoch,
+        workload=workload,
+        notes=tuple(notes),
+    )
+
+
+def memory_plan(
+    recipe: Recipe, config: dict[str, Any], packing: Packing, workload: Workload | None, card: Card | None
+) -> MemoryPlan:
+    """What of a recipe costs memory, on a card or, without one, on the CPU."""
+    training, adapter, model = recipe.training, recipe.adapter, recipe.model
+    held = plan_quantization(model, config)
+    is_gpu = card is not None
+    backend = choose_backend(model.attention, torch.device("cuda" if is_gpu else "cpu"))
+    most = workload.batch_tokens if workload else max(training.tokens_per_batch, training.max_length)
+    return MemoryPlan(
+        tokens=most,
+        logit_rows=workload.logit_rows if workload else most,
+        longest=workload.longest if workload else training.max_length,
+        quantization={"fp4": "nf4"}.get(held.kind, held.kind),
+        double_quant=held.double_quant,
+        compute_bytes=4 if model.dtype == "float32" or (model.dtype == "auto" and not is_gpu) else 2,
+        rank=adapter.rank if adapter.kind == "lora" else 0,
+        targets=None if adapter.targets == "all-linear" else tuple(adapter.targets),
+        dropout=adapter.dropout,
+        dora=adapter.dora,
+        checkpointing=training.gradient_checkpointing,
+        optimizer=training.optimizer,
+        device="cuda" if is_gpu else "cpu",
+        flex=backend == "flex" and packing != "none",
+        padded=packing == "none",
+    )
+
+
+def _present_card(notes: list[str]) -> Card | None:
+    """The GPU of this machine; its name and memory are asked of the driver, which allocates nothing."""
+    if not torch.cuda.is_available():
+        notes.append("There is no GPU here: memory is that of the CPU, and no speed is given. --gpu NAME assumes one.")
+        return None
+    name = torch.cuda.get_device_name()
+    memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+    try:
+        known = find_card(name)
+    except RecipeError:
+        notes.append(f"{name} is not in the table of cards, so its speed is not known.")
+        return Card(name, math.nan, None, math.nan, memory_gib)
+    return Card(name, known.bf16_tflops, known.fp8_tflops, known.bandwidth_gb_s, memory_gib)
+
+
+def _workload(recipe: Recipe, packing: Packing, notes: list[str], *, buckets: bool) -> Workload | None:
+    """Counts the training samples; None, and a note, where rows or tokenizer are not on this machine."""
+    try:
+        with offline_mode():
+            rows = load_run_data(recipe).train
+            tokenizer = read_tokenizer(recipe.model)
+    except (DataError, ModelError) as error:
+        notes.append(f"Time of an epoch is not known: {error.message}")
+        return None
+    apply_chat_template_override(tokenizer, recipe.model.chat_template, recipe.model.base)
+    encoded = encode_all(ChatFormat(tokenizer, recipe.training.max_length), list(rows))
+    samples = [one.training_sample(number) for number, one in enumerate(encoded.encoded)]
+    if not samples:
+        notes.append(f"No training sample fits training.max_length={recipe.training.max_length}.")
+        return None
+    kept = [rows[position] for position in encoded.kept]
+    names = list(dict.fromkeys(row.task for row in kept))
+    mixture = make_mixture(recipe.data, [names.index(row.task) for row in kept], names)
+    groups = [f"{row.task}/{row.group or row.example_id}" for row in kept]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+    plan = StepPlan(
+        tuple(numbers[group] for group in groups),
+        recipe.training.samples_per_step,
+        recipe.seed,
+        recipe.training.sampler,
+        mixture,
+    )
+    return measure_workload(samples, plan, packing, recipe.training.tokens_per_batch, buckets=buckets)
+
+
+def measure_workload(
+    samples: Sequence[TokenSample], plan: StepPlan, packing: Packing, budget: int, *, buckets: bool
+) -> Workload:
+    """Packs some steps of the first epoch, evenly spread, and counts what they compute."""
+    steps = plan.steps_per_epoch
+    chosen = sorted({round(i * (steps - 1) / max(1, MOST_STEPS - 1)) for i in range(MOST_STEPS)}) if steps > 1 else [0]
+    batches = [
+        batch for step in chosen for batch in pack_samples([samples[i] for i in plan.indices(step)], packing, budget)
+    ]
+    share = len(chosen) / steps
+    return Workload(
+        samples=len(samples),
+        steps=steps,
+        sample_tokens=round(sum(batch.sample_tokens for batch in batches) / share),
+        distinct_tokens=round(sum(batch.real_tokens for batch in batches) / share),
+        micro_batches=len(batches) / len(chosen),
+        batch_tokens=max(bucket_size(len(batch), budget) if buckets else len(batch) for batch in batches),
+        logit_rows=max(map(_logit_rows, batches)),
+        longest=max(map(len, samples)),
+        looked_at=len(chosen),
+    )
+
+
+def _logit_rows(batch: Batch) -> int:
+    if isinstance(batch, PaddedBatch):  # every row gets all columns that any row needs
+        return len(batch.tokens) * len(torch.unique(batch.edge_column))
+    return len(batch.parents)
+
+
+def _times(
+    shape: ModelShape, plan: MemoryPlan, workload: Workload | None, card: Card | None
+) -> tuple[float | None, float | None, float | None, float | None]:
+    """Seconds of a step and of an epoch, tokens computed and tokens of samples a second."""
+    if card is None or math.isnan(card.bf16_tflops):
+        return None, None, None, None
+    if workload is None:
+        flops = flops_per_token(shape, plan, plan.longest / 2, 1.0)
+        rate = plan.tokens / micro_batch_seconds(shape, plan, card, plan.tokens, flops)
+        return None, None, rate, rate
+    passes = workload.steps * workload.micro_batches
+    tokens = workload.distinct_tokens / passes
+    flops = flops_per_token(shape, plan, workload.longest / 2, workload.logit_rows / workload.batch_tokens)
+    epoch = passes * micro_batch_seconds(shape, plan, card, tokens, flops)
+    return epoch / workload.steps, epoch, workload.distinct_tokens / epoch, workload.sample_tokens / epoch
+
+
+def _uncertain(recipe: Recipe, shape: ModelShape) -> list[str]:
+    notes = []
+    if shape.other_parameters > 0.1 * shape.parameters:
+        notes.append("Many weights are no linear layers (experts, say): memory and speed are rough.")
+    if recipe.adapter.dora:
+        notes.append("DoRA's extra activations and time are not counted.")
+    if recipe.training.optimizer == "paged_adamw_8bit":
+        notes.append("The paged optimiser's state is counted on the host.")
+    if recipe.model.quantization == "int8":
+        notes.append("The speed of int8 was never measured.")
+    return notes

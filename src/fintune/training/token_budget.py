@@ -1,0 +1,108 @@
+"""The token budget of a run: what happens to it when a batch does not fit into memory.
+
+Enters: the recipe's ``tokens_per_batch`` and the batch that failed. Leaves: a smaller budget, kept for the rest of the
+run and written into every checkpoint, or one sentence when a single sample is already too much.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fintune.schema.errors import RunError
+from fintune.schema.recipe import Recipe
+from fintune.trees.packing import Batch, PaddedBatch
+
+# What is not raised as torch.OutOfMemoryError: the CPU's allocator, and cuBLAS when it finds no room for its workspace.
+_OTHER_WORDS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
+
+
+@dataclass
+class TokenBudget:
+    """How many tokens are computed at once.
+
+    Attributes:
+        tokens: the packing budget in use.
+        retries: steps that were repeated with a smaller one, each time counted.
+    """
+
+    tokens: int
+    retries: int = 0
+
+    def shrink(self, batch: Batch) -> None:
+        """Halves the budget until ``batch``, which did not fit and has several samples, has to be split."""
+        size = len(batch) if isinstance(batch, PaddedBatch) else batch.real_tokens
+        self.tokens = max(1, self.tokens // 2)
+        while self.tokens >= size > 1:  # a budget that gives the same batch again would only fail again
+            self.tokens = max(1, self.tokens // 2)
+        self.retries += 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on whatever device and by whichever library's words."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OTHER_WORDS)
+
+
+def release_memory() -> None:
+    """Gives back what a failed batch left behind; its graph may hold itself by reference cycles."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The generators that dropout draws from."""
+
+    cpu: Tensor
+    device: Tensor | None
+    index: int | None
+
+    @classmethod
+    def of(cls, device: torch.device) -> RandomState:
+        """As they are now."""
+        if device.type != "cuda":
+            return cls(torch.get_rng_state(), None, None)
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state(index), index)
+
+    def restore(self) -> None:
+        """Puts them back."""
+        torch.set_rng_state(self.cpu)
+        if self.device is not None and self.index is not None:
+            torch.cuda.set_rng_state(self.device, self.index)
+
+
+def require_divisible(step: int, batch: Batch, world: int, remedy: str) -> None:
+    """Refuses to go on where a smaller budget cannot help.
+
+    Raises:
+        RunError: the batch that failed is a single sample, or other processes would wait for this one.
+    """
+    if world > 1:
+        raise RunError(
+            f"Step {step} ran out of memory on one of {world} processes.",
+            "Lower training.tokens_per_batch and start the same command again; it goes on from the newest checkpoint.",
+        )
+    if batch.n_samples <= 1:
+        raise RunError(
+            f"Step {step}: a sample of {batch.sample_tokens:,} tokens alone does not fit into memory.", remedy
+        )
+
+
+def memory_remedy(recipe: Recipe) -> str:
+    """Which keys make a single sample need less: first the one under which the run may go on where it is."""
+    if not recipe.training.gradient_checkpointing:
+        return (
+            "Set training.gradient_checkpointing=true and start the same command again; it goes on from the newest "
+            "checkpoint."
+        )
+    smaller = f"Lower training.max_length, which is {recipe.training.max_length},"
+    if recipe.model.quantization == "none" and recipe.adapter.kind == "lora":
+        smaller += " or set model.quantization=nf4,"
+    return f"{smaller} and train again with --no-resume."
