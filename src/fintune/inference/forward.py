@@ -1,19 +1,29 @@
-"""One way to run a ``transformers`` model on a batch: logits only where a loss edge starts."""
+"""One way to run a ``transformers`` model on a batch: logits only where a loss edge starts.
+
+Enters: a model and batches. Leaves: their loss or log-probabilities, where possible without whole logits ever existing.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fintune.kernels.edge_loss import edge_cross_entropy, edge_log_probabilities
+from fintune.inference.heads import OutputHead, find_head, head_replaced, say_plain
+from fintune.kernels.edge_loss import edge_log_probabilities
+from fintune.kernels.linear_edge_loss import (
+    LinearHead,
+    LossEdges,
+    linear_edge_cross_entropy,
+    linear_edge_log_probabilities,
+)
 from fintune.kernels.tree_attention import ATTENTION_NAME, Backend, TreeContext, register
-from fintune.schema.errors import ModelError
+from fintune.schema.errors import InternalError, ModelError
 from fintune.schema.recipe import Packing
-from fintune.trees.batch import TreeBatch
 from fintune.trees.packing import Batch, PaddedBatch
 
 log = logging.getLogger(__name__)
@@ -65,13 +75,18 @@ class EdgeModel:
         backend: attention backend for trees.
         compute_dtype: precision of matrix products; below fp32 they run under autocast, so that fp32 adapters
             multiply in the base's type.
+        fused_loss: compute losses and log-probabilities from hidden states, chunk by chunk, wherever the head is a
+            plain one; False computes whole logits first (the plain twin), until the other is measured on a GPU.
     """
 
-    def __init__(self, model: Any, backend: Backend, compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: Any, backend: Backend, compute_dtype: torch.dtype = torch.float32, *, fused_loss: bool = False
+    ) -> None:
         register()
         self.model = model
         self.backend = backend
         self.compute_dtype = compute_dtype
+        self.fused_loss = fused_loss
 
     @property
     def device(self) -> torch.device:
@@ -89,11 +104,8 @@ class EdgeModel:
         Returns:
             (P, V) logits and (E,) rows.
         """
-        call = model if model is not None else self.model
-        with self.precision():
-            if isinstance(batch, PaddedBatch):
-                return self._padded_logits(call, batch)
-            return self._tree_logits(call, batch)
+        inputs, rows = self._inputs(batch)
+        return self._call(inputs, model).flatten(0, 1), rows
 
     def precision(self) -> AbstractContextManager[Any]:
         """What the model is to be called in, so that matrix products are computed in its type."""
@@ -101,41 +113,108 @@ class EdgeModel:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
-    def _tree_logits(self, call: nn.Module, batch: TreeBatch) -> tuple[Tensor, Tensor]:
-        self.set_attention(ATTENTION_NAME)
-        tree = TreeContext(batch.subtree_end, batch.depth, self.backend)
-        output = call(
-            input_ids=batch.tokens[None],
-            position_ids=batch.depth[None],
-            logits_to_keep=batch.parents,
-            use_cache=False,
-            tree=tree,
-        )
-        if not tree.calls:
+    def _call(self, inputs: dict[str, Any], model: nn.Module | None) -> Tensor:
+        """The output of the head, or of what stands in its place."""
+        call = model if model is not None else self.model
+        with self.precision():
+            output: Tensor = call(**inputs, use_cache=False).logits
+        tree = inputs.get("tree")
+        if tree is not None and not tree.calls:
             raise ModelError(
                 f"The attention of {type(self._unwrapped).__name__} cannot be replaced, so it ignored the token tree.",
                 "Set training.packing=none.",
             )
-        return output.logits[0], batch.edge_parent
+        return output
+
+    def _inputs(self, batch: Batch) -> tuple[dict[str, Any], Tensor]:
+        """What to call the model with, and for each edge its row among the positions kept."""
+        if isinstance(batch, PaddedBatch):
+            self.use_plain_attention()
+            columns, edge_column = torch.unique(batch.edge_column, return_inverse=True)
+            inputs = {"input_ids": batch.tokens, "attention_mask": batch.attention_mask, "logits_to_keep": columns}
+            return inputs, batch.edge_row * len(columns) + edge_column
+        self.set_attention(ATTENTION_NAME)
+        return {
+            "input_ids": batch.tokens[None],
+            "position_ids": batch.depth[None],
+            "logits_to_keep": batch.parents,
+            "tree": TreeContext(batch.subtree_end, batch.depth, self.backend),
+        }, batch.edge_parent
 
     def loss_sum(self, batch: Batch, model: nn.Module | None = None) -> Tensor:
         """Weighted sum of the edges' cross-entropy; the caller divides by the step's total weight."""
-        logits, rows = self.logits(batch, model)
-        return edge_cross_entropy(logits, rows, batch.edge_target, batch.edge_weight)
+        return self.loss_by_edge(batch, model)[0]
+
+    def loss_by_edge(self, batch: Batch, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """``loss_sum``, and each edge's unweighted loss (E,) without gradient."""
+        head = self.output_head()
+        if head is None:
+            logits, rows = self.logits(batch, model)
+            losses = -edge_log_probabilities(logits, rows, batch.edge_target)
+            return (losses * batch.edge_weight).sum(), losses.detach()
+        found: list[Tensor] = []
+
+        def loss(hidden: Tensor, linear: LinearHead, rows: Tensor) -> Tensor:
+            total, log_p = linear_edge_cross_entropy(
+                hidden, linear, LossEdges(rows, batch.edge_target, batch.edge_weight)
+            )
+            found.append(-log_p)
+            return total
+
+        return self._in_place_of_head(head, batch, model, loss).sum(), found[0]
 
     @torch.no_grad()  # not inference_mode, whose tensors compiled FlexAttention refuses
     def edge_log_probabilities(self, batch: Batch) -> Tensor:
         """(E,) fp32 log-probabilities of the edges' targets."""
-        logits, rows = self.logits(batch)
-        return edge_log_probabilities(logits, rows, batch.edge_target)
+        head = self.output_head()
+        if head is None:
+            logits, rows = self.logits(batch)
+            return edge_log_probabilities(logits, rows, batch.edge_target)
+        return self._in_place_of_head(
+            head,
+            batch,
+            None,
+            lambda hidden, linear, rows: linear_edge_log_probabilities(hidden, linear, rows, batch.edge_target),
+        ).flatten()
 
-    def _padded_logits(self, call: nn.Module, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
-        self.use_plain_attention()
-        columns, edge_column = torch.unique(batch.edge_column, return_inverse=True)
-        output = call(
-            input_ids=batch.tokens, attention_mask=batch.attention_mask, logits_to_keep=columns, use_cache=False
-        )
-        return output.logits.flatten(0, 1), batch.edge_row * len(columns) + edge_column
+    def output_head(self) -> OutputHead | None:
+        """The head where losses are computed from hidden states; None, and a line in the log, where they cannot be."""
+        if not self.fused_loss:
+            return None
+        found = find_head(self._unwrapped)
+        if isinstance(found, str):
+            say_plain(found)
+            return None
+        return found
+
+    def _in_place_of_head(
+        self,
+        head: OutputHead,
+        batch: Batch,
+        model: nn.Module | None,
+        function: Callable[[Tensor, LinearHead, Tensor], Tensor],
+    ) -> Tensor:
+        """Runs the model with ``function`` of (P, H) hidden states, the head and (E,) rows where the head would be."""
+        inputs, rows = self._inputs(batch)
+        linear, calls = head.linear(), 0
+
+        def replacement(hidden: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            hidden, own_rows = hidden.flatten(0, 1), rows
+            if isinstance(batch, PaddedBatch):  # not every row of the batch has an edge in every column kept
+                used, own_rows = torch.unique(rows, return_inverse=True)
+                hidden = hidden.index_select(0, used)
+            return function(hidden, linear, own_rows).view(1, 1, -1)
+
+        with head_replaced(head, replacement):
+            output = self._call(inputs, model)
+        if calls != 1:
+            raise InternalError(
+                f"The head of {type(self._unwrapped).__name__} was called {calls} times in one forward pass.",
+                "Report it; until then whole logits can be had with EdgeModel(..., fused_loss=False).",
+            )
+        return output
 
     def use_plain_attention(self) -> None:
         """Puts the architecture's own attention back, for padded rows and for code that knows nothing of trees."""

@@ -21,6 +21,7 @@ def describe_numerics(model: EdgeModel, training: TrainingSection, packing: Pack
         "torch": str(torch.__version__),
         "attention": model.backend,
         "packing": packing,
+        "loss": "from whole logits" if model.output_head() is None else "by chunks",
         "tokens_per_batch": str(training.tokens_per_batch),
         "gradient_checkpointing": str(training.gradient_checkpointing).lower(),
     }

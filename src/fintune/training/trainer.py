@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from fintune.inference.forward import EdgeModel
-from fintune.kernels.edge_loss import edge_log_probabilities
 from fintune.schema.errors import RunError
 from fintune.training.by_task import TASK_LOSS, TaskMeter
 from fintune.training.checkpoints import newest_intact, rotate, staged_checkpoint
@@ -156,11 +155,10 @@ class TreeTrainer(Trainer):
         batch = step.batches[number].to(self.args.device)
         if not step.by_task:
             return self.edge_model.loss_sum(batch, model)
-        logits, rows = self.edge_model.logits(batch, model)
-        losses = -edge_log_probabilities(logits, rows, batch.edge_target)
+        loss, losses = self.edge_model.loss_by_edge(batch, model)
         weight = step.by_task[number].weight.to(self.args.device, non_blocking=True)
-        self._task_losses += (weight * losses.detach()).sum(1)  # not a product, which a GPU may round to TF32
-        return (losses * batch.edge_weight).sum()
+        self._task_losses += (weight * losses).sum(1)  # not a product, which a GPU may round to TF32
+        return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
         """The gradient norm; the last point before the update, so the guard decides here, with one synchronisation."""

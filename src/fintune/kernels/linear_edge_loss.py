@@ -1,0 +1,339 @@
+"""Cross-entropy over loss edges straight from hidden states: logits exist for one chunk of parents at a time.
+
+Enters: hidden states of the distinct parents, the head, the edges. Leaves: their summed loss, the log-probability of
+each edge, and in the backward pass the gradient of the hidden states and, where it is trained, of the head.
+
+A chunk's logits turn into their own gradient in place, ``w softmax(logits) - sum over edges of w_e onehot(target_e)``
+with ``w`` the summed weight of the parent's edges; it meets the head at once, so the backward pass only scales. The
+idea is that of chunked cross-entropy in Liger Kernel (Hsu et al., arXiv 2410.10989), and choosing rows before the head
+that of Cut Cross-Entropy (Wijmans et al., arXiv 2411.09009).
+
+Shapes: P distinct parents, E edges, H hidden size, V vocabulary, C parents a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+CHUNK_BYTES = 256 * 2**20
+_ROW_MULTIPLE = 64
+# Half precision ends at 65,504 and below 6e-8, and this gradient is made before the loss scale is known.
+_HALF_PEAK = 1024.0
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """How hidden states become logits: ``cap tanh(scale (hidden weight^T + bias) / cap)``.
+
+    Attributes:
+        weight: (V, H).
+        bias: (V,) or None.
+        logit_scale: factor on the logits.
+        softcap: bound of the logits (Gemma 2, arXiv 2408.00118), or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether weight or bias want a gradient."""
+        return self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+
+
+@dataclass(frozen=True)
+class LossEdges:
+    """What is predicted where.
+
+    Attributes:
+        parent: (E,) row of the hidden states that predicts the edge; several edges may share one.
+        target: (E,) token id.
+        weight: (E,) weight in the sum.
+    """
+
+    parent: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+def chunk_rows(parents: int, vocabulary: int, hidden_size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """Parents a chunk, so that all chunks are about equal and one chunk's fp32 logits fit ``chunk_bytes``.
+
+    Below H/16 parents the chunk would rather wait for the head to be read than compute, so that many it has even where
+    they need more than ``chunk_bytes``. On the CPU larger chunks are faster too: each one rearranges the whole head.
+    Besides the fp32 logits a chunk holds half as much where products are in 16 bits, and as much again under a softcap.
+    """
+    most = max(chunk_bytes // (4 * vocabulary), hidden_size // 16, 1)
+    if most > _ROW_MULTIPLE:
+        most -= most % _ROW_MULTIPLE
+    chunks = -(-parents // most)
+    if chunks <= 1:
+        return max(parents, 1)
+    rows = -(-parents // chunks)
+    return min(-(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE, most)
+
+
+def linear_edge_cross_entropy(
+    hidden: Tensor, head: LinearHead, edges: LossEdges, *, rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum (not mean) of negative log-probabilities over edges, without ever holding all logits.
+
+    Products are computed in the type autocast asks for, or else in that of the head; all between them in fp32 (in fp64
+    for fp64 inputs). Gradients come with the forward pass, so it costs what both cost; it can be differentiated once.
+
+    Args:
+        hidden: (P, H) hidden states of the distinct parents.
+        head: the head; without gradient where its tensors do not require one.
+        edges: the edges.
+        rows: parents a chunk; ``chunk_rows`` decides when None.
+
+    Returns:
+        The loss, differentiable, and (E,) log-probabilities, which are not.
+    """
+    if not torch.is_grad_enabled() or not (hidden.requires_grad or head.is_trained):
+        log_probabilities = linear_edge_log_probabilities(hidden, head, edges.parent, edges.target, rows=rows)
+        return -(log_probabilities * edges.weight).sum(), log_probabilities
+    loss, log_probabilities = _LinearEdgeCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, head.logit_scale, head.softcap, edges, rows
+    )
+    return loss, log_probabilities
+
+
+@torch.no_grad()
+def linear_edge_log_probabilities(
+    hidden: Tensor, head: LinearHead, edge_parent: Tensor, edge_target: Tensor, *, rows: int | None = None
+) -> Tensor:
+    """(E,) log-probabilities of the edges' targets, in fp32; arguments as of ``linear_edge_cross_entropy``."""
+    edges = LossEdges(edge_parent, edge_target, torch.zeros_like(edge_target, dtype=torch.float32))
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _walk(hidden, head, edges, _product_dtype(hidden, head), rows, (False, False, False)).log_probabilities
+
+
+def linear_edge_cross_entropy_plain(hidden: Tensor, head: LinearHead, edges: LossEdges) -> Tensor:
+    """The plain twin: all logits at once, and ``torch.nn.functional.cross_entropy`` on one copied row per edge."""
+    dtype = _product_dtype(hidden, head)
+    bias = None if head.bias is None else head.bias.to(dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias)
+        logits = logits.to(_sum_dtype(dtype)) * head.logit_scale
+        if head.softcap is not None:
+            logits = head.softcap * torch.tanh(logits / head.softcap)
+        losses = nn.functional.cross_entropy(logits[edges.parent], edges.target, reduction="none")
+        return (losses * edges.weight).sum()
+
+
+def _product_dtype(hidden: Tensor, head: LinearHead) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+class _LinearEdgeCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        logit_scale: float,
+        softcap: float | None,
+        edges: LossEdges,
+        rows: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        head = LinearHead(weight, bias, logit_scale, softcap)
+        dtype = _product_dtype(hidden, head)
+        with torch.autocast(hidden.device.type, enabled=False):
+            walked = _walk(hidden, head, edges, dtype, rows, ctx.needs_input_grad[:3])
+        ctx.save_for_backward(walked.hidden_gradient, walked.weight_gradient, walked.bias_gradient)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.mark_non_differentiable(walked.log_probabilities)
+        ctx.set_materialize_grads(False)
+        return -(walked.log_probabilities * edges.weight).sum(), walked.log_probabilities
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss_gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if loss_gradient is None:
+            return (None,) * 7
+        # In fp32, because a factor rounded to bf16 would be off by the same share everywhere.
+        gradients = [
+            None if saved is None else (saved.to(_sum_dtype(saved.dtype)) * loss_gradient).to(dtype)
+            for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (*gradients, None, None, None, None)
+
+
+@dataclass
+class _Walked:
+    """What a walk over all chunks fills in; gradients are of the loss itself, and None where not wanted."""
+
+    log_probabilities: Tensor
+    hidden_gradient: Tensor | None
+    weight_gradient: Tensor | None
+    bias_gradient: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """Memory for one chunk, reused by the next: fresh pages cost the CPU as much as the exponentials.
+
+    Attributes:
+        product: (C, V) logits as the product gives them, later their gradient; the same memory as ``wide`` in fp32.
+        wide: (C, V) in the type sums are made in.
+        slope: (C, V) derivative of the softcap; None without one or without gradients.
+    """
+
+    product: Tensor
+    wide: Tensor
+    slope: Tensor | None
+
+    def first(self, size: int) -> _Buffers:
+        """The same memory for a chunk of ``size`` parents."""
+        product = self.product[:size]
+        wide = product if self.wide is self.product else self.wide[:size]
+        return _Buffers(product, wide, None if self.slope is None else self.slope[:size])
+
+
+def _walk(
+    hidden: Tensor,
+    head: LinearHead,
+    edges: LossEdges,
+    dtype: torch.dtype,
+    rows: int | None,
+    wanted: tuple[bool, bool, bool],
+) -> _Walked:
+    """All chunks; ``wanted`` says of which of hidden states, head weight and head bias gradients are made."""
+    parents, (vocabulary, hidden_size) = len(hidden), head.weight.shape
+    walked = _empty(hidden, head, edges, dtype, wanted)
+    if not parents or not len(edges.parent):
+        return walked
+    rows = rows or chunk_rows(parents, vocabulary, hidden_size)
+    hidden, weight = hidden.to(dtype), head.weight.to(dtype)
+    head = LinearHead(weight, None if head.bias is None else head.bias.to(dtype), head.logit_scale, head.softcap)
+    # Half precision: a gradient of known size, whatever the weights are; powers of the weights cancel at the end.
+    edge_weight = edges.weight.to(_sum_dtype(dtype))
+    parent_weight = _sum_by_parent(edge_weight, edges.parent, parents)
+    peak = parent_weight.amax().clamp(min=1e-30) / _HALF_PEAK if dtype == torch.float16 else None
+    if peak is not None:
+        edge_weight, parent_weight = edge_weight / peak, parent_weight / peak
+    buffers = _buffers(min(rows, parents), head, dtype, any(wanted))
+    for start in range(0, parents, rows):
+        chunk = slice(start, min(start + rows, parents))
+        size = chunk.stop - start
+        own = buffers.first(size)
+        _fill_logits(hidden[chunk], head, own)
+        inside = (edges.parent >= start) & (edges.parent < chunk.stop)  # a mask: a selection would wait for the GPU
+        row = (edges.parent - start).clamp(0, size - 1)
+        cell = row * vocabulary + edges.target
+        total = _score(own.wide, row, cell, inside, walked.log_probabilities)
+        if any(wanted):
+            own.wide.mul_((parent_weight[chunk] / total)[:, None])
+            # No cell has two edges of weight unless the caller repeats one, so the order of additions is no matter.
+            own.wide.view(-1).scatter_add_(0, cell, torch.where(inside, -edge_weight, 0.0))
+            _add_gradients(hidden[chunk], head, own, chunk, peak, walked)
+    if peak is not None:
+        for sums in (walked.weight_gradient, walked.bias_gradient):
+            if sums is not None:
+                sums.mul_(peak)
+    return walked
+
+
+def _empty(
+    hidden: Tensor, head: LinearHead, edges: LossEdges, dtype: torch.dtype, wanted: tuple[bool, bool, bool]
+) -> _Walked:
+    wide, device = _sum_dtype(dtype), hidden.device
+    # Half precision would lose what only the loss scale, later, makes large enough to keep.
+    narrow = wide if dtype == torch.float16 else dtype
+    return _Walked(
+        torch.zeros(len(edges.parent), dtype=wide, device=device),
+        torch.zeros(hidden.shape, dtype=narrow, device=device) if wanted[0] else None,
+        torch.zeros(head.weight.shape, dtype=wide, device=device) if wanted[1] else None,
+        torch.zeros(head.weight.shape[0], dtype=wide, device=device) if wanted[2] else None,
+    )
+
+
+def _buffers(rows: int, head: LinearHead, dtype: torch.dtype, with_gradients: bool) -> _Buffers:
+    shape, device = (rows, head.weight.shape[0]), head.weight.device
+    product = torch.empty(shape, dtype=dtype, device=device)
+    wide = product if _sum_dtype(dtype) == dtype else torch.empty(shape, dtype=_sum_dtype(dtype), device=device)
+    return _Buffers(product, wide, torch.empty_like(wide) if with_gradients and head.softcap is not None else None)
+
+
+def _sum_by_parent(edge_weight: Tensor, edge_parent: Tensor, parents: int) -> Tensor:
+    """(P,) summed weights, added in a fixed order on either device, so that a resumed run repeats to the bit."""
+    sums = edge_weight.new_zeros(parents)
+    if edge_weight.device.type == "cpu":
+        return sums.index_add_(0, edge_parent, edge_weight)
+    return sums.index_put_((edge_parent,), edge_weight, accumulate=True)
+
+
+def _fill_logits(hidden: Tensor, head: LinearHead, own: _Buffers) -> None:
+    """``own.wide`` becomes the (C, V) logits of (C, H) hidden states, ``own.slope`` the softcap's derivative."""
+    if head.bias is None:
+        torch.mm(hidden, head.weight.t(), out=own.product)
+    else:
+        torch.addmm(head.bias, hidden, head.weight.t(), out=own.product)
+    logits = own.wide
+    if logits is not own.product:
+        logits.copy_(own.product)
+    if head.logit_scale != 1.0:
+        logits.mul_(head.logit_scale)
+    if head.softcap is not None:
+        logits.div_(head.softcap).tanh_()
+        if own.slope is not None:
+            torch.mul(logits, logits, out=own.slope).neg_().add_(1.0)
+        logits.mul_(head.softcap)
+
+
+def _score(logits: Tensor, row: Tensor, cell: Tensor, inside: Tensor, log_probabilities: Tensor) -> Tensor:
+    """Notes the log-probabilities of edges ``inside`` the chunk; leaves ``exp(logits - highest)`` and returns its sum.
+
+    Args:
+        logits: (C, V), overwritten.
+        row: (E,) row of each edge; any row for edges outside the chunk. Likewise ``cell``, the index into all logits.
+        cell: (E,).
+        inside: (E,) bool.
+        log_probabilities: (E,), written where ``inside``.
+    """
+    target_logit = logits.view(-1)[cell]
+    highest = logits.amax(dim=-1)
+    total = logits.sub_(highest[:, None]).exp_().sum(dim=-1)
+    normaliser = total.log() + highest
+    torch.where(inside, target_logit - normaliser[row], log_probabilities, out=log_probabilities)
+    return total
+
+
+def _add_gradients(
+    hidden: Tensor, head: LinearHead, own: _Buffers, chunk: slice, peak: Tensor | None, walked: _Walked
+) -> None:
+    """From the gradient of capped logits in ``own.wide`` to those of hidden states and head."""
+    gradient = own.wide
+    if own.slope is not None:
+        gradient.mul_(own.slope)
+    if head.logit_scale != 1.0:
+        gradient.mul_(head.logit_scale)
+    narrow = own.product
+    if narrow is not gradient:
+        narrow.copy_(gradient)
+    if walked.hidden_gradient is not None:
+        if peak is None:
+            torch.mm(narrow, head.weight, out=walked.hidden_gradient[chunk])
+        else:
+            walked.hidden_gradient[chunk] = (narrow @ head.weight).to(peak.dtype) * peak
+    if walked.weight_gradient is not None:
+        if narrow is gradient or peak is not None:  # in half precision a sum over parents could overflow
+            walked.weight_gradient.addmm_(gradient.t(), hidden.to(gradient.dtype))
+        else:
+            walked.weight_gradient.add_(narrow.t() @ hidden)
+    if walked.bias_gradient is not None:
+        walked.bias_gradient.add_(gradient.sum(dim=0))
