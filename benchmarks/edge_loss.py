@@ -28,7 +28,8 @@ Loss = Callable[[Tensor, Tensor, LossEdges], Tensor]
 
 
 def plain(hidden: Tensor, weight: Tensor, edges: LossEdges) -> Tensor:
-    return edge_cross_entropy(nn.functional.linear(hidden, weight), edges.parent, edges.target, edges.weight)
+    logits = nn.functional.linear(hidden, weight)
+    return edge_cross_entropy(logits, edges.parent, edges.target, edges.weight)[0]
 
 
 def fused(hidden: Tensor, weight: Tensor, edges: LossEdges) -> Tensor:

@@ -18,6 +18,18 @@ settings.register_profile("fintune", deadline=None, suppress_health_check=[Healt
 settings.load_profile("fintune")
 
 
+def pytest_collection_modifyitems(items):
+    """Skips what is marked ``gpu`` where there is no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture
 def own_cache(tmp_path_factory, monkeypatch):
     """Converted models of one test, apart from those of others and from the user's."""

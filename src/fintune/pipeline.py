@@ -41,6 +41,7 @@ from fintune.tasks.registry import task_of
 from fintune.tasks.selection import balanced_weights
 from fintune.training.identity import require_same_recipe, run_fingerprint
 from fintune.trees.chat import EncodedSet, encode_all
+from fintune.trees.plan import group_numbers, numbered
 from fintune.trees.prefix_tree import TokenSample
 
 log = logging.getLogger(__name__)
@@ -79,13 +80,14 @@ def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> Training
         facts = _model_facts(session, model, train_set)
         scorer = session.scorer(model)
         validation = session.data.validation
-        tasks, task_names = _task_numbers(session, train_set)
+        rows = [session.data.train[position] for position in train_set.kept]
+        tasks, task_names = numbered(row.task for row in rows)
         trained: TrainedRun = train_model(
             session.recipe,
             session.base,
             model,
             _training_samples(session, train_set),
-            _group_numbers(session, train_set),
+            group_numbers(rows),
             run,
             tasks=tasks,
             task_names=task_names,
@@ -273,19 +275,6 @@ def _validation_records(session: Session, model: EdgeModel) -> list[DocumentReco
 
 def _validates(session: Session) -> bool:
     return session.recipe.training.eval_steps is not None and bool(session.data.validation)
-
-
-def _group_numbers(session: Session, train_set: EncodedSet) -> list[int]:
-    names = [f"{(e := session.data.train[i]).task}/{e.group or e.example_id}" for i in train_set.kept]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return [numbers[name] for name in names]
-
-
-def _task_numbers(session: Session, train_set: EncodedSet) -> tuple[list[int], list[str]]:
-    of_sample = [session.data.train[i].task for i in train_set.kept]
-    names = list(dict.fromkeys(of_sample))
-    numbers = {name: number for number, name in enumerate(names)}
-    return [numbers[name] for name in of_sample], names
 
 
 def _known_facts(run: RunDirectory) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from fintune.trees.plan import make_step
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("default"),  # compilers and drivers warn as they please
 ]
 

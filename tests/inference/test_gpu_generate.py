@@ -12,7 +12,6 @@ from fintune.models.tiny import write_tiny_model
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("default"),  # compilers and drivers warn as they please
 ]
 

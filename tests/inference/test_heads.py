@@ -210,7 +210,6 @@ def test_a_batch_without_edges_or_without_weight_gives_zero(base):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)])
 def test_fused_equals_plain_on_a_gpu(base, dtype, tolerance):

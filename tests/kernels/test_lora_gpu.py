@@ -20,7 +20,6 @@ from fintune.kernels.partition import recompute_elementwise
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("default"),  # compilers and drivers warn as they please
 ]
 

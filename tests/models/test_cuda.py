@@ -6,7 +6,6 @@ from fintune.schema.recipe import AdapterSection, ModelSection
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
 

@@ -14,7 +14,6 @@ from tests.training.test_guard import Killed, plant
 pytestmark = [
     pytest.mark.usefixtures("own_cache"),
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("default"),  # compilers and drivers warn as they please
 ]
 QUICK = ("evaluation.base=false", "evaluation.limit=3", "evaluation.abstention=false", "training.epochs=2")

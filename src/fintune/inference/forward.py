@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fintune.inference.heads import OutputHead, find_head, head_replaced, say_plain
-from fintune.kernels.edge_loss import edge_log_probabilities
+from fintune.kernels.edge_loss import edge_cross_entropy, edge_log_probabilities
 from fintune.kernels.linear_edge_loss import (
     LinearHead,
     LossEdges,
@@ -150,8 +150,8 @@ class EdgeModel:
         head = self.output_head()
         if head is None:
             logits, rows = self.logits(batch, model)
-            losses = -edge_log_probabilities(logits, rows, batch.edge_target)
-            return (losses * batch.edge_weight).sum(), losses.detach()
+            whole, log_p = edge_cross_entropy(logits, rows, batch.edge_target, batch.edge_weight)
+            return whole, -log_p
         found: list[Tensor] = []
 
         def loss(hidden: Tensor, linear: LinearHead, rows: Tensor) -> Tensor:

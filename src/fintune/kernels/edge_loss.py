@@ -22,7 +22,9 @@ def edge_log_probabilities(logits: Tensor, edge_parent: Tensor, edge_target: Ten
     return logits[edge_parent, edge_target] - normaliser[edge_parent]
 
 
-def edge_cross_entropy(logits: Tensor, edge_parent: Tensor, edge_target: Tensor, edge_weight: Tensor) -> Tensor:
+def edge_cross_entropy(
+    logits: Tensor, edge_parent: Tensor, edge_target: Tensor, edge_weight: Tensor
+) -> tuple[Tensor, Tensor]:
     """Weighted sum (not mean) of negative log-probabilities over edges; divide by the step's total weight.
 
     Args:
@@ -30,8 +32,12 @@ def edge_cross_entropy(logits: Tensor, edge_parent: Tensor, edge_target: Tensor,
         edge_parent: (E,) row of ``logits`` that predicts the edge.
         edge_target: (E,) token id.
         edge_weight: (E,) weight of the edge.
+
+    Returns:
+        The sum, and the (E,) log-probabilities without gradient.
     """
-    return -(edge_log_probabilities(logits, edge_parent, edge_target) * edge_weight).sum()
+    log_probabilities = edge_log_probabilities(logits, edge_parent, edge_target)
+    return -(log_probabilities * edge_weight).sum(), log_probabilities.detach()
 
 
 def edge_cross_entropy_plain(logits: Tensor, edge_parent: Tensor, edge_target: Tensor, edge_weight: Tensor) -> Tensor:

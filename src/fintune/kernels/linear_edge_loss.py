@@ -100,9 +100,8 @@ def linear_edge_cross_entropy(
     if not torch.is_grad_enabled() or not (hidden.requires_grad or head.is_trained):
         log_probabilities = linear_edge_log_probabilities(hidden, head, edges.parent, edges.target, rows=rows)
         return -(log_probabilities * edges.weight).sum(), log_probabilities
-    loss, log_probabilities = _LinearEdgeCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, head.logit_scale, head.softcap, edges, rows
-    )
+    apply: Any = _LinearEdgeCrossEntropy.apply
+    loss, log_probabilities = apply(hidden, head.weight, head.bias, head.logit_scale, head.softcap, edges, rows)
     return loss, log_probabilities
 
 

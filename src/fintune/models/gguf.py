@@ -25,6 +25,11 @@ CONVERTER_VERSION = 1
 MANIFEST = "fintune_conversion.json"
 
 
+def converted_folder(source_hash: str) -> Path:
+    """Where the conversion of the file with this SHA-256 is cached."""
+    return cache_dir() / "bases" / f"gguf-{source_hash[:32]}-v{CONVERTER_VERSION}"
+
+
 def convert_gguf(file: Path, *, source_hash: str | None = None) -> Path:
     """The cached safetensors folder of a GGUF file, converted now if it is not there yet.
 
@@ -34,7 +39,7 @@ def convert_gguf(file: Path, *, source_hash: str | None = None) -> Path:
     """
     require_magic(file)
     source_hash = source_hash or sha256_of(file)
-    folder = cache_dir() / "bases" / f"gguf-{source_hash[:32]}-v{CONVERTER_VERSION}"
+    folder = converted_folder(source_hash)
     if _is_intact(folder, source_hash):
         return folder
     from filelock import FileLock

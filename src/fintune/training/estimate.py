@@ -34,7 +34,7 @@ from fintune.trees.batch import bucket_size
 from fintune.trees.chat import ChatFormat, encode_all
 from fintune.trees.mixture import make_mixture
 from fintune.trees.packing import Batch, PaddedBatch, pack_samples
-from fintune.trees.plan import StepPlan
+from fintune.trees.plan import StepPlan, group_numbers, numbered
 from fintune.trees.prefix_tree import TokenSample
 
 MOST_STEPS = 64  # packed to see what a batch is like; more would say little more
@@ -211,12 +211,9 @@ def _workload(recipe: Recipe, packing: Packing, notes: list[str], *, buckets: bo
         notes.append(f"No training sample fits training.max_length={recipe.training.max_length}.")
         return None
     kept = [rows[position] for position in encoded.kept]
-    names = list(dict.fromkeys(row.task for row in kept))
-    mixture = make_mixture(recipe.data, [names.index(row.task) for row in kept], names)
-    groups = [f"{row.task}/{row.group or row.example_id}" for row in kept]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+    mixture = make_mixture(recipe.data, *numbered(row.task for row in kept))
     plan = StepPlan(
-        tuple(numbers[group] for group in groups),
+        tuple(group_numbers(kept)),
         recipe.training.samples_per_step,
         recipe.seed,
         recipe.training.sampler,

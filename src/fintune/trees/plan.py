@@ -6,18 +6,30 @@ Workers only execute the plan, so a resumed run draws what the straight run woul
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
 
+from fintune.schema.example import Example
 from fintune.schema.recipe import Packing
 from fintune.trees.mixture import Mixture
 from fintune.trees.packing import Batch, pack_samples
 from fintune.trees.prefix_tree import IntArray, TokenSample
 from fintune.trees.task_edges import TaskEdges, edges_by_task
+
+
+def numbered(names: Iterable[str]) -> tuple[list[int], list[str]]:
+    """Each name's number in the order of first use, and the names by number."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(name, len(numbers)) for name in names], list(numbers)
+
+
+def group_numbers(rows: Iterable[Example]) -> list[int]:
+    """One number for all samples of one task that belong together; a row without group stands alone."""
+    return numbered(f"{row.task}/{row.group or row.example_id}" for row in rows)[0]
 
 
 @dataclass(frozen=True)
