@@ -27,7 +27,7 @@ SEEDS = (17, 1, 2)
 TRAINED = ("evaluation.base=false", "evaluation.baselines=[]", "evaluation.abstention=false", "training.tracking=[]")
 QUICK = ("evaluation.bootstrap_samples=1000", "evaluation.batch_size=128", "report.enabled=false")
 SENTIMENT = "[{name: fpb, prompt: short}, {name: tfns, prompt: short}, {name: fiqa_sa, prompt: flare}]"
-QUESTIONS = "[{name: finqa, prompt: facts_program}, {name: convfinqa, prompt: program}]"
+QUESTIONS = "[{name: finqa, config: programs, prompt: facts_program}, {name: convfinqa, prompt: program}]"
 OTHERS = (
     "[{name: acl18, prompt: short}, {name: bigdata22, prompt: short}, {name: cikm18, prompt: short}, "
     "{name: nwgi_3, prompt: short}, {name: fomc, prompt: short}, {name: ner_typing, prompt: short}]"

@@ -52,7 +52,7 @@ def write_report(
         records: one record for each document and system, for the worst errors and calibration.
         history: lines of ``metrics.jsonl``; may be empty.
         model_facts: anything worth stating about model, hardware and versions, in reading order.
-        title: title of the page; the recipe's own title or name when left out. Needed without a recipe.
+        title: title of the page; when left out the recipe's own title or name, or else a general one.
     """
     documents = [record for record in records if record.protocol == "robust"]
     run_path.mkdir(parents=True, exist_ok=True)
