@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
+from pathlib import Path
 
 # Before any library reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,6 +31,29 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Notes a complete run of the GPU tests in gpu_tested.json; FINTUNE_GPU_TESTED names another place for it."""
+    import torch
+
+    if exitstatus or session.config.option.markexpr != "gpu" or not torch.cuda.is_available():
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    whole = {"tests/kernels", "tests/models", "tests/inference", "tests/training"}  # where they all are
+    given = {arg.rstrip("/") for arg in session.config.args}
+    if "tests" not in given and not whole <= given:
+        return  # a part of the tests proves nothing about the rest
+    sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+    import gpu_tested
+
+    facts = {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "passed": len(reporter.stats.get("passed", [])),
+    }
+    gpu_tested.write_record(Path(os.environ.get("FINTUNE_GPU_TESTED", gpu_tested.RECORD)), facts)
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def evaluate(
         split: test or validation.
         limit: at most this many documents a task.
         prompt: named prompt of every task; the one the adapter was trained with, or the default, when None.
-        quantization: none, nf4 or int8; what the adapter was trained with, or none, when None.
+        quantization: none, nf4, int8 or fp8; what the adapter was trained with, or none, when None.
         decoding: how labels are answered: constrained takes the likeliest, free writes an answer and reads it, both
             ranks for our rules and writes for FLARE's; both for the suite flare, else constrained, when None.
         shots: solved training rows of the same task shown before each document.
@@ -255,7 +255,7 @@ def load(path: str | Path, *, device: str | None = None, quantization: str | Non
     Args:
         path: run directory, adapter folder, or anything ``model.base`` takes.
         device: torch device; a GPU if there is one, when None.
-        quantization: none, nf4 or int8; what the run was trained with, when None.
+        quantization: none, nf4, int8 or fp8; what the run was trained with, when None.
     """
     import torch
 

@@ -245,6 +245,7 @@ def test_architectures_that_cannot_share_fall_back_and_say_so(tiny):
 
 def test_a_model_that_ignores_the_tree_is_an_error(tiny, monkeypatch):
     monkeypatch.setattr(tiny, "set_attention", lambda name: None)
+    monkeypatch.setattr(tiny, "fast", False)  # our own layers call tree attention themselves
     tiny.model.get_base_model().set_attn_implementation("eager")
     with pytest.raises(ModelError, match="ignored the token tree"):
         gradients(tiny, shared_prompt_samples(), "tree")

@@ -72,7 +72,7 @@ def first_batch(packing: str = "tree", samples=None) -> Batch:
 
 def assert_fused_equals_plain(model, packings=PACKINGS):
     samples = shared_prompt_samples()
-    fused, plain = EdgeModel(model, "sdpa", fused_loss=True), EdgeModel(model, "sdpa", fused_loss=False)
+    fused, plain = EdgeModel(model, "sdpa", fast=True), EdgeModel(model, "sdpa", fast=False)
     assert fused.output_head() is not None and plain.output_head() is None
     for packing in packings:
         ours, twin = gradients(fused, samples, packing), gradients(plain, samples, packing)
@@ -107,8 +107,8 @@ def test_architectures_that_scale_logits_take_the_plain_path_and_say_so_once(kin
     heads.say_plain.cache_clear()
     model = random_model(kind, **setting)
     batch = first_batch()
-    with caplog.at_level(logging.INFO, "fintune"):
-        losses = [EdgeModel(model, "sdpa", fused_loss=fused).loss_sum(batch) for fused in (True, True, False)]
+    with caplog.at_level(logging.INFO, "fintune.inference.heads"):
+        losses = [EdgeModel(model, "sdpa", fast=fused).loss_sum(batch) for fused in (True, True, False)]
     assert losses[0] == losses[1] == losses[2]
     assert [record.getMessage() for record in caplog.records] == [
         f"The loss is computed from whole logits: {type(model).__name__} may change its logits after the head."
@@ -120,7 +120,7 @@ def test_a_head_with_an_adapter_of_its_own_takes_the_plain_path():
     with peft_quiet():
         adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"))
     nn.init.normal_(adapted.get_base_model().lm_head.lora_B["default"].weight)
-    fused, plain = (EdgeModel(adapted, "sdpa", fused_loss=fused) for fused in (True, False))
+    fused, plain = (EdgeModel(adapted, "sdpa", fast=fused) for fused in (True, False))
     assert fused.output_head() is None
     ours, twin = (gradients(one, shared_prompt_samples(), "tree") for one in (fused, plain))
     assert ours[0] == twin[0] and any("lm_head" in name for name in ours[1])
@@ -154,7 +154,7 @@ class Wrapper(nn.Module):
 def test_a_wrapped_model_is_called_through_its_wrapper(base):
     model = with_random_adapter(base)
     wrapper = Wrapper(model)
-    edge_model = EdgeModel(model, "sdpa", fused_loss=True)
+    edge_model = EdgeModel(model, "sdpa", fast=True)
     for packing in PACKINGS:
         batch = first_batch(packing)
         torch.testing.assert_close(edge_model.loss_sum(batch, wrapper), edge_model.loss_sum(batch))
@@ -169,7 +169,7 @@ class CallsTwice(Wrapper):
 
 def test_a_head_called_twice_is_an_error_and_everything_is_put_back(base):
     model = cap(with_random_adapter(base), 7.0)
-    edge_model = EdgeModel(model, "sdpa", fused_loss=True)
+    edge_model = EdgeModel(model, "sdpa", fast=True)
     with pytest.raises(InternalError, match="called 2 times"):
         edge_model.loss_sum(first_batch(), CallsTwice(model))
     unwrapped = model.get_base_model()
@@ -192,17 +192,17 @@ def test_the_cap_comes_back_after_an_error():
 def test_bf16_stays_close_to_fp32(base):
     model = with_random_adapter(base)
     samples = shared_prompt_samples()
-    exact = gradients(EdgeModel(model, "sdpa", fused_loss=True), samples, "tree")
+    exact = gradients(EdgeModel(model, "sdpa", fast=True), samples, "tree")
     whole = torch.stack([g.norm() for g in exact[1].values()]).norm()
     for fused in (True, False):
-        half = gradients(EdgeModel(model, "sdpa", torch.bfloat16, fused_loss=fused), samples, "tree")
+        half = gradients(EdgeModel(model, "sdpa", torch.bfloat16, fast=fused), samples, "tree")
         assert half[0] == pytest.approx(exact[0], rel=2e-2)
         distance = torch.stack([(half[1][name] - g).norm() for name, g in exact[1].items()]).norm()
         assert distance < 6e-2 * whole
 
 
 def test_a_batch_without_edges_or_without_weight_gives_zero(base):
-    model = EdgeModel(with_random_adapter(base), "sdpa", fused_loss=True)
+    model = EdgeModel(with_random_adapter(base), "sdpa", fast=True)
     filler = first_batch().as_filler()
     loss = model.loss_sum(filler)
     loss.backward()
@@ -217,7 +217,7 @@ def test_fused_equals_plain_on_a_gpu(base, dtype, tolerance):
     for packing in PACKINGS:
         found = []
         for fused in (True, False):
-            edge_model = EdgeModel(model, "sdpa", dtype, fused_loss=fused)
+            edge_model = EdgeModel(model, "sdpa", dtype, fast=fused)
             model.zero_grad()
             loss = edge_model.loss_sum(first_batch(packing).to(torch.device("cuda")))
             loss.backward()

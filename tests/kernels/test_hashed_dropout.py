@@ -1,8 +1,9 @@
 import pytest
 import torch
+from tests.kernels import triton_cases as cases
 
 from fintune.kernels import hashed_dropout
-from fintune.kernels.hashed_dropout import as_seed, drop, fold_seed, keep_mask, layer_seeds
+from fintune.kernels.hashed_dropout import add_dropped_, as_seed, drop, fold_seed, keep_mask, layer_seeds
 from fintune.schema.errors import InternalError
 
 CPU = torch.device("cpu")
@@ -77,3 +78,26 @@ def test_no_dropout_is_the_tensor_itself_and_a_certain_one_is_refused():
     assert drop(torch.empty(0, 4), as_seed(1, CPU), 0.5).shape == (0, 4)
     with pytest.raises(InternalError, match="below 1"):
         drop(x, as_seed(1, CPU), 1.0)
+
+
+def test_adding_is_dropping_and_adding():
+    x, target = torch.randn(6, 40), torch.randn(6, 40)
+    seed = as_seed(2, CPU)
+    expected = target + drop(x, seed, 0.4)
+    assert add_dropped_(target, x, seed, 0.4) is target
+    assert torch.equal(target, expected)
+    torch.testing.assert_close(add_dropped_(target, x, seed, 0.0), expected + x)
+    with pytest.raises(InternalError, match="below 1"):
+        add_dropped_(target, x, seed, 1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens, features", [(8192, 4096), (1000, 14336), (65, 520), (0, 4096)])
+def test_the_kernel_equals_its_twin(tokens, features):
+    cases.check_dropout("cuda", torch.bfloat16, tokens, features)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_other_types_equal_their_twin(dtype):
+    cases.check_dropout("cuda", dtype, 1000, 576, apart=8)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 
 import pytest
 import torch
 
-from fintune.inference.forward import EdgeModel
 from fintune.schema.errors import RunError
 from fintune.training import trainer as trainer_module
 from fintune.training.checkpoints import list_checkpoints
@@ -86,21 +86,18 @@ class Killed(Exception):
 
 
 def plant(monkeypatch, planted: dict[int, float], dies_at: int | None = None) -> None:
-    """Multiplies the loss of given steps; ``dies_at`` ends the process there."""
-    loss_sum, train_step = EdgeModel.loss_sum, trainer_module.TreeTrainer.training_step
-    factor = [1.0]
+    """Multiplies the loss of given steps, through what it is divided by; ``dies_at`` ends the process there."""
+    train_step = trainer_module.TreeTrainer.training_step
 
     def step(self, model, inputs, num_items_in_batch=None):
         number = self.state.global_step + 1
         if number == dies_at:
             raise Killed
-        factor[0] = planted.get(number, 1.0)
-        result = train_step(self, model, inputs, num_items_in_batch)
-        factor[0] = 1.0
-        return result
+        factor = min(planted.get(number, 1.0), 1e300)  # more would divide by zero, which is taken for an empty step
+        inputs = dataclasses.replace(inputs, total_weight=inputs.total_weight / factor)
+        return train_step(self, model, inputs, num_items_in_batch)
 
     monkeypatch.setattr(trainer_module.TreeTrainer, "training_step", step)
-    monkeypatch.setattr(EdgeModel, "loss_sum", lambda self, *arguments: loss_sum(self, *arguments) * factor[0])
 
 
 QUICK = (

@@ -1,4 +1,4 @@
-"""Out of memory at any place of any step: smaller batches, the same samples, the same result."""
+"""Out of memory at any place of any step: less is kept, then smaller batches; the same samples, the same result."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 
 from fintune.schema.errors import RunError
 from fintune.schema.recipe import Recipe
+from fintune.training import memory_choice
 from fintune.training import trainer as trainer_module
 from fintune.training.checkpoints import is_intact, list_checkpoints
+from fintune.training.memory import POLICIES
 from fintune.training.token_budget import RandomState, TokenBudget, is_out_of_memory, memory_remedy
 from fintune.trees.packing import PaddedBatch, pack_samples
 from fintune.trees.prefix_tree import TokenSample
@@ -26,6 +28,7 @@ QUICK = (
     "data.near_duplicate_threshold=null",
 )
 SEVERAL = (*QUICK, "training.tokens_per_batch=500")  # two or three batches a step
+SPARING = "training.gradient_checkpointing=true"  # all that the CPU can keep less of: what fails next is the budget
 
 
 class NoMemory:
@@ -86,7 +89,7 @@ def assert_same_weights(one, other):
 def test_a_run_that_runs_out_of_memory_anywhere_ends_where_the_undisturbed_one_does(
     base, tmp_path, monkeypatch, caplog, packing
 ):
-    changes = (*SEVERAL, f"training.packing={packing}")
+    changes = (*SEVERAL, f"training.packing={packing}", SPARING)
     straight = run(base, tmp_path / "straight", *changes)
     draw = random.Random(packing)
     places = [
@@ -125,12 +128,77 @@ def test_losses_by_task_are_those_of_the_repeated_step(base, tmp_path, monkeypat
         assert disturbed.facts["by_task"][name] == pytest.approx(figures, rel=1e-5)
 
 
+@pytest.fixture
+def all_policies(monkeypatch):
+    """The ways of a card, on the CPU: offloading moves nothing here, and computes the same."""
+    monkeypatch.setattr(memory_choice, "policies_for", lambda *_, recompute: POLICIES[1 + int(recompute) :])
+
+
+@pytest.mark.usefixtures("all_policies")
+@pytest.mark.parametrize("seed", [1, 2])
+def test_less_is_kept_before_less_is_computed_at_once(base, tmp_path, monkeypatch, caplog, seed):
+    straight = run(base, tmp_path / "straight", *SEVERAL)
+    draw = random.Random(seed)
+    places = [
+        (step, draw.randrange(3), draw.choice(["forward", "backward"])) for step in sorted(draw.sample(range(6), 3))
+    ]
+    with monkeypatch.context() as patched:
+        memory = NoMemory(patched, at(*places))
+        disturbed = run(base, tmp_path / "disturbed", *SEVERAL)
+    assert len(memory.failures) == 3
+    assert_same_weights(straight, disturbed)
+    assert losses(disturbed) == pytest.approx(losses(straight), rel=1e-5)
+    assert straight.facts["activations"] == "keep" and straight.facts["memory_retries"] == 0
+    assert disturbed.facts["activations"] == "offload" and disturbed.facts["memory_retries"] == 3
+    assert disturbed.facts["tokens_per_batch"] <= 250, "the third time"
+    said = [message for message in caplog.messages if "ran out of memory" in message]
+    assert [message.split(":")[0] for message in said] == [
+        f"Step {step + 1} ran out of memory" for step, _, _ in places
+    ]
+    assert ["by recompute instead of keep" in said[0], "by offload instead of recompute" in said[1]] == [True, True]
+    assert "tokens are computed at once instead of 500" in said[2]
+    kept = {row["step"]: row["activations"] for row in metrics(disturbed) if "activations" in row}
+    first, second = places[0][0] + 1, places[1][0] + 1
+    assert all(kept[step] == ("keep" if step < first else "recompute" if step < second else "offload") for step in kept)
+    assert kept.keys() >= {first, second}
+
+
+@pytest.mark.usefixtures("all_policies")
+def test_a_run_begins_with_the_first_policy_that_fits(base, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+
+    def begun(name, free, *changes):
+        monkeypatch.setattr(memory_choice, "free_bytes", lambda device: free)
+        return run(base, tmp_path / name, *QUICK, "training.max_steps=1", *changes).facts
+
+    roomy = begun("roomy", 10**12)
+    assert roomy["activations"] == "keep" and roomy["free_bytes"] == 10**12
+    assert "Activations: keep;" in caplog.text and "931.3 GiB are free" in caplog.text
+    exact = begun("exact", roomy["predicted_bytes"])
+    assert exact["activations"] == "keep"
+    tight = begun("tight", roomy["predicted_bytes"] - 1)
+    assert tight["activations"] == "recompute" and tight["predicted_bytes"] < roomy["predicted_bytes"]
+    assert begun("none", 0)["activations"] == "offload"
+    assert begun("asked", 10**12, SPARING)["activations"] == "recompute"
+    plain = begun("plain", 10**12, "training.packing=none")
+    assert plain["activations"] is None and plain["predicted_bytes"] is None
+
+
+@pytest.mark.parametrize("packing, expected", [("tree", False), ("none", True)])
+def test_layers_of_our_own_are_not_checkpointed_by_transformers(base, tmp_path, monkeypatch, packing, expected):
+    asked = []
+    monkeypatch.setattr("fintune.training.run.recompute_layers", asked.append)
+    run(base, tmp_path / "run", *QUICK, SPARING, f"training.packing={packing}", "training.max_steps=1")
+    assert bool(asked) == expected
+
+
 def test_a_card_that_holds_less_is_found_out_once(base, tmp_path, monkeypatch):
     straight = run(base, tmp_path / "straight", *QUICK)
     with monkeypatch.context() as patched:
         memory = NoMemory(patched, larger_than(300))
         limited = run(base, tmp_path / "limited", *QUICK)
-    assert limited.facts["tokens_per_batch"] == 256 and limited.facts["memory_retries"] == len(memory.failures) <= 4
+    assert limited.facts["activations"] == "recompute"
+    assert limited.facts["tokens_per_batch"] == 256 and limited.facts["memory_retries"] == len(memory.failures) <= 5
     assert_same_weights(straight, limited)
 
 
@@ -149,12 +217,13 @@ def test_a_resumed_run_remembers_the_budget(base, tmp_path, monkeypatch):
             NoMemory(killed, dies)
             run(base, tmp_path / "run", *SEVERAL)
         assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].manifest()["budget"] == {
-            "tokens": 250, "retries": 1
+            "tokens": 250, "retries": 2, "memory": "recompute"
         }  # fmt: skip
         again = NoMemory(patched, larger_than(300))
         resumed = run(base, tmp_path / "run", *SEVERAL)
     assert resumed.facts["resumed_from_step"] == 4 and not again.failures
-    assert resumed.facts["tokens_per_batch"] == 250 and resumed.facts["memory_retries"] == 1
+    assert resumed.facts["tokens_per_batch"] == 250 and resumed.facts["memory_retries"] == 2
+    assert resumed.facts["activations"] == "recompute"
     assert_same_weights(straight, resumed)
     assert losses(resumed) == losses(full)
 
@@ -168,8 +237,8 @@ def test_another_budget_of_the_recipe_is_taken_over_what_was_found(base, tmp_pat
             return None if failures else "forward"
 
         NoMemory(patched, dies)
-        run(base, tmp_path / "run", *SEVERAL)
-    resumed = run(base, tmp_path / "run", *QUICK, "training.tokens_per_batch=400")
+        run(base, tmp_path / "run", *SEVERAL, SPARING)
+    resumed = run(base, tmp_path / "run", *QUICK, SPARING, "training.tokens_per_batch=400")
     assert resumed.facts["tokens_per_batch"] == 400 and resumed.facts["memory_retries"] == 1
 
 
@@ -181,18 +250,18 @@ def test_a_sample_that_does_not_fit_alone_ends_in_one_sentence(base, tmp_path, m
 
     NoMemory(monkeypatch, late)
     with pytest.raises(RunError) as caught:
-        run(base, tmp_path / "run", *QUICK)
+        run(base, tmp_path / "run", *QUICK, "training.packing=none")
     assert "Step 4: a sample of" in caught.value.message and "alone does not fit into memory." in caught.value.message
     assert "training.gradient_checkpointing=true" in caught.value.remedy
     assert [is_intact(checkpoint) for checkpoint in list_checkpoints(tmp_path / "run" / "checkpoints")] == [True]
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     monkeypatch.undo()
-    outcome = run(base, tmp_path / "run", *QUICK, "training.gradient_checkpointing=true")
+    outcome = run(base, tmp_path / "run", *QUICK, "training.packing=none", SPARING)
     assert outcome.facts["resumed_from_step"] == 2 and outcome.facts["steps"] == 6
 
 
 def test_the_repeated_step_draws_the_same_dropout(base, tmp_path, monkeypatch):
-    changes = (*QUICK, "adapter.dropout=0.5", "training.max_steps=2", "training.samples_per_step=2")
+    changes = (*QUICK, SPARING, "adapter.dropout=0.5", "training.max_steps=2", "training.samples_per_step=2")
     # The second attempt may not split anything here, so that equal draws show: an error that leaves the batches alone.
     straight = run(base, tmp_path / "straight", *changes)
     monkeypatch.setattr(trainer_module, "require_divisible", lambda *_: None)
@@ -259,10 +328,11 @@ def test_generators_are_put_back():
 
 def test_the_remedy_names_the_next_key():
     recipe = {"name": "x", "model": {"base": "b"}, "data": {"tasks": [{"name": "tfns"}]}}
-    assert "training.gradient_checkpointing=true" in memory_remedy(Recipe.model_validate(recipe))
+    assert "training.gradient_checkpointing=true" in memory_remedy(Recipe.model_validate(recipe), fast=False)
+    assert "or set model.quantization=nf4" in memory_remedy(Recipe.model_validate(recipe), fast=True), "tried already"
     recipe["training"] = {"gradient_checkpointing": True}
     assert "training.max_length, which is 2048, or set model.quantization=nf4" in memory_remedy(
-        Recipe.model_validate(recipe)
+        Recipe.model_validate(recipe), fast=False
     )
     recipe["model"] = {"base": "b", "quantization": "nf4"}
-    assert "nf4" not in memory_remedy(Recipe.model_validate(recipe))
+    assert "nf4" not in memory_remedy(Recipe.model_validate(recipe), fast=False)

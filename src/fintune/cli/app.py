@@ -196,7 +196,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="test or validation.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many documents a task.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Named prompt; `fintune tasks` lists them.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="none, nf4 or int8.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="none, nf4, int8 or fp8.")] = None,
     decoding: Annotated[
         Literal["constrained", "free", "both"] | None,
         typer.Option(

@@ -16,7 +16,7 @@ from fintune.cli.output import Output
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fintune.training.estimate import Estimate
+    from fintune.training.estimate import Estimate, PolicyEstimate
 
 _PARTS = {
     "weights": "base weights",
@@ -25,7 +25,8 @@ _PARTS = {
     "optimizer": "optimiser state",
     "activations": "activations kept",
     "recomputed": "one layer's backward pass",
-    "logits": "logits and their gradient",
+    "logits": "loss and last norm",
+    "buffers": "working copies and buffers",
     "slack": "allocator's slack",
     "context": "CUDA context or libraries",
 }
@@ -72,6 +73,8 @@ def _verdict(found: Estimate) -> Iterator[str]:
     if found.gpu is not None and found.memory_bytes is not None:
         verb = "fits" if found.fits else "does not fit"
         yield f"It {verb} into {found.gpu} with {_gib(found.memory_bytes)} GiB."
+    for own in found.policies:
+        yield f"  {_gib(own.peak_bytes):>6} GiB {_policy(own, chosen=own.memory == found.policy)}"
     for remedy in found.remedies:
         yield f"  {_gib(remedy.peak):>6} GiB with {remedy.change}"
     if (work := found.workload) is not None:
@@ -83,6 +86,12 @@ def _verdict(found: Estimate) -> Iterator[str]:
     if found.distinct_tokens_per_second is not None and found.tokens_per_second is not None:
         speed = f"{found.tokens_per_second:,.0f} tokens/s ({found.distinct_tokens_per_second:,.0f} computed)"
         yield f"About {speed}{_duration(found)}."
+
+
+def _policy(own: PolicyEstimate, *, chosen: bool) -> str:
+    host = f", {_gib(own.host_bytes)} GiB of the host's" if own.host_bytes else ""
+    speed = f", {own.distinct_tokens_per_second:,.0f} tokens/s computed" if own.distinct_tokens_per_second else ""
+    return f"with activations by {own.memory}{host}{speed}{' (chosen)' if chosen else ''}"
 
 
 def _duration(found: Estimate) -> str:

@@ -22,6 +22,8 @@ from fintune.kernels.linear_edge_loss import (
     linear_edge_log_probabilities,
 )
 from fintune.kernels.tree_attention import ATTENTION_NAME, Backend, TreeContext, register
+from fintune.models.fast_layers import FastLayers, Memory, fast_layers
+from fintune.models.fast_layers import say_plain as say_plain_layers
 from fintune.schema.errors import InternalError, ModelError
 from fintune.schema.recipe import Packing
 from fintune.trees.packing import Batch, PaddedBatch
@@ -75,18 +77,19 @@ class EdgeModel:
         backend: attention backend for trees.
         compute_dtype: precision of matrix products; below fp32 they run under autocast, so that fp32 adapters
             multiply in the base's type.
-        fused_loss: compute losses and log-probabilities from hidden states, chunk by chunk, wherever the head is a
-            plain one; False computes whole logits first (the plain twin), until the other is measured on a GPU.
+        fast: run decoder layers by our own kernels and compute losses from hidden states, wherever the architecture
+            allows; False is the plain path throughout: transformers' layers, peft's adapters and whole logits.
     """
 
     def __init__(
-        self, model: Any, backend: Backend, compute_dtype: torch.dtype = torch.float32, *, fused_loss: bool = False
+        self, model: Any, backend: Backend, compute_dtype: torch.dtype = torch.float32, *, fast: bool = True
     ) -> None:
         register()
         self.model = model
         self.backend = backend
         self.compute_dtype = compute_dtype
-        self.fused_loss = fused_loss
+        self.fast = fast
+        self.memory: Memory = "keep"
 
     @property
     def device(self) -> torch.device:
@@ -116,9 +119,10 @@ class EdgeModel:
     def _call(self, inputs: dict[str, Any], model: nn.Module | None) -> Tensor:
         """The output of the head, or of what stands in its place."""
         call = model if model is not None else self.model
-        with self.precision():
-            output: Tensor = call(**inputs, use_cache=False).logits
         tree = inputs.get("tree")
+        layers = self.fast_layers() if tree is not None else None
+        with self.precision(), nullcontext() if layers is None else layers.active(self.memory):
+            output: Tensor = call(**inputs, use_cache=False).logits
         if tree is not None and not tree.calls:
             raise ModelError(
                 f"The attention of {type(self._unwrapped).__name__} cannot be replaced, so it ignored the token tree.",
@@ -138,7 +142,7 @@ class EdgeModel:
             "input_ids": batch.tokens[None],
             "position_ids": batch.depth[None],
             "logits_to_keep": batch.parents,
-            "tree": TreeContext(batch.subtree_end, batch.depth, self.backend),
+            "tree": TreeContext(batch.subtree_end, batch.depth, self.backend, batch.equal_rows),
         }, batch.edge_parent
 
     def loss_sum(self, batch: Batch, model: nn.Module | None = None) -> Tensor:
@@ -179,7 +183,7 @@ class EdgeModel:
 
     def output_head(self) -> OutputHead | None:
         """The head where losses are computed from hidden states; None, and a line in the log, where they cannot be."""
-        if not self.fused_loss:
+        if not self.fast:
             return None
         found = find_head(self._unwrapped)
         if isinstance(found, str):
@@ -212,9 +216,19 @@ class EdgeModel:
         if calls != 1:
             raise InternalError(
                 f"The head of {type(self._unwrapped).__name__} was called {calls} times in one forward pass.",
-                "Report it; until then whole logits can be had with EdgeModel(..., fused_loss=False).",
+                "Report it; until then whole logits can be had with EdgeModel(..., fast=False).",
             )
         return output
+
+    def fast_layers(self) -> FastLayers | None:
+        """The decoder layers where our kernels can run them; None, and a line in the log, where they cannot."""
+        if not self.fast:
+            return None
+        found = fast_layers(self.model, self.compute_dtype)
+        if isinstance(found, str):
+            say_plain_layers(type(self._unwrapped).__name__, found)
+            return None
+        return found
 
     def use_plain_attention(self) -> None:
         """Puts the architecture's own attention back, for padded rows and for code that knows nothing of trees."""

@@ -1,21 +1,22 @@
 """A frozen weight in the representation it is stored in, and the two products that training on top of it needs.
 
-Enters: a dense matrix or bitsandbytes' packed ``Params4bit`` (``frozen_weight``). Leaves: ``x W^T`` forward and
-``dy W`` backward; a gradient of the weight does not exist. The fp8 representation is in ``fp8_weight``.
-
-Nothing here is recorded by autograd: the Functions of ``lora_linear`` and ``lora_mlp`` are.
+Enters: dense matrices or bitsandbytes' packed ``Params4bit``, one or several on top of each other (``frozen_weight``).
+Leaves: ``x W^T`` forward and ``dy W`` backward; a gradient of the weight does not exist. The fp8 representation is in
+``fp8_weight``. Nothing here is recorded by autograd: the Functions of ``decoder_layer`` are.
 
 Shapes: T tokens, I input features, O output features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from fintune.kernels.unpack_nf4 import unpack_nf4
 from fintune.schema.errors import ModelError
 
 
@@ -30,14 +31,20 @@ class FrozenWeight(Protocol):
     def stored_bytes(self) -> int:
         """Memory of everything kept, scales and second copies included."""
 
-    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x W^T + bias``: (T, I) to (T, O), in a tensor of its own, in the type of ``x``."""
+    def product(self, x: Tensor, into: Tensor | None = None) -> Tensor:
+        """``x W^T``: (T, I) to (T, O) in the type of ``x``; added in place to ``into`` where given."""
 
     def input_gradient(self, dy: Tensor, into: Tensor | None = None) -> Tensor:
         """``dy W``: (T, O) to (T, I); added in place to ``into`` where given."""
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The (O, I) matrix the products use."""
+
+    def hold_ready(self, dtype: torch.dtype) -> None:
+        """Keeps from now on what products in ``dtype`` are made of, as they take it: more memory and less time."""
+
+    def drop_ready(self) -> None:
+        """Lets go of it; it is made for every product again. Never while a CUDA graph may still read it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,23 +63,28 @@ class DenseWeight:
         """Memory of the matrix."""
         return self.data.numel() * self.data.element_size()
 
-    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x W^T + bias``."""
-        return torch.nn.functional.linear(x, self.dense(x.dtype), None if bias is None else bias.to(x.dtype))
+    def product(self, x: Tensor, into: Tensor | None = None) -> Tensor:
+        """``x W^T``."""
+        return _multiply(x, self.dense(x.dtype).T, into)
 
     def input_gradient(self, dy: Tensor, into: Tensor | None = None) -> Tensor:
-        """``dy W``, added to ``into`` where given."""
-        weight = self.dense(dy.dtype)
-        return dy @ weight if into is None else into.addmm_(dy, weight)
+        """``dy W``."""
+        return _multiply(dy, self.dense(dy.dtype), into)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The matrix itself where the type agrees."""
         return self.data.to(dtype)
 
+    def hold_ready(self, dtype: torch.dtype) -> None:
+        """Nothing: it is ready as it lies."""
+
+    def drop_ready(self) -> None:
+        """Nothing either."""
+
 
 @dataclass(frozen=True, eq=False)
-class Nf4Weight:
-    """A weight packed by bitsandbytes, four bits each, unpacked into one buffer per device and type for every product.
+class PackedMatrix:
+    """A matrix packed by bitsandbytes, four bits a weight.
 
     Attributes:
         packed: uint8, two weights a byte.
@@ -102,77 +114,80 @@ class Nf4Weight:
         parts = (self.packed, self.absmax, self.absmax_code, self.absmax_scale, self.absmax_offset)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
-    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x W^T + bias``."""
-        if torch.compiler.is_compiling():
-            y: Tensor = _packed_product(x, *self._fields(), False)
-            return y if bias is None else y + bias.to(x.dtype)
-        return torch.nn.functional.linear(x, self._unpacked(x.dtype), None if bias is None else bias.to(x.dtype))
-
-    def input_gradient(self, dy: Tensor, into: Tensor | None = None) -> Tensor:
-        """``dy W``, added to ``into`` where given."""
-        if torch.compiler.is_compiling():
-            dx: Tensor = _packed_product(dy, *self._fields(), True)
-            return dx if into is None else into.add_(dx)
-        weight = self._unpacked(dy.dtype)
-        return dy @ weight if into is None else into.addmm_(dy, weight)
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The unpacked matrix, in memory of its own."""
-        return self._unpacked(dtype).clone()
-
-    def _unpacked(self, dtype: torch.dtype) -> Tensor:
-        """(O, I) in the shared buffer: valid until the next weight is unpacked, so never to be saved."""
+    def unpack(self, out: Tensor) -> None:
+        """Writes the (O, I) matrix into ``out``."""
+        if self.packed.device.type == "cuda" and self.code == "nf4":
+            scales = (self.absmax, self.absmax_code, self.absmax_scale, self.absmax_offset)
+            unpack_nf4(self.packed, *scales, self.block, self.absmax_block, out)
+            return
         absmax = self.absmax
         if self.absmax_code is not None:
             absmax = torch.ops.bitsandbytes.dequantize_blockwise(
                 absmax, self.absmax_scale, self.absmax_code, self.absmax_block, torch.float32
             )
             absmax += self.absmax_offset
-        arguments = (self.packed, absmax, self.block, self.code, list(self.shape), dtype)
-        if self.packed.device.type != "cuda":  # bitsandbytes unpacks into given memory on CUDA only
-            unpacked: Tensor = torch.ops.bitsandbytes.dequantize_4bit(*arguments)
-            return unpacked
-        out = shared_buffer(self.shape, dtype, self.packed.device)
-        torch.ops.bitsandbytes.dequantize_4bit.out(*arguments, out=out)
+        arguments = (self.packed, absmax, self.block, self.code, list(self.shape), out.dtype)
+        out.copy_(torch.ops.bitsandbytes.dequantize_4bit(*arguments))
+
+
+@dataclass(eq=False)
+class Nf4Weight:
+    """Packed matrices on top of each other, unpacked for every product into a buffer that all weights share.
+
+    Attributes:
+        parts: the matrices, from top to bottom.
+        ready: (O, I) unpacked once and for all, or None.
+    """
+
+    parts: tuple[PackedMatrix, ...]
+    ready: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I)."""
+        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Memory of the packed weights and their scales, and of the unpacked ones if they are held."""
+        held = 0 if self.ready is None else self.ready.numel() * self.ready.element_size()
+        return held + sum(part.stored_bytes for part in self.parts)
+
+    def product(self, x: Tensor, into: Tensor | None = None) -> Tensor:
+        """``x W^T``."""
+        return _multiply(x, self._unpacked(x.dtype).T, into)
+
+    def input_gradient(self, dy: Tensor, into: Tensor | None = None) -> Tensor:
+        """``dy W``."""
+        return _multiply(dy, self._unpacked(dy.dtype), into)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The unpacked matrix, in memory of its own."""
+        return self._unpacked(dtype).clone()
+
+    def hold_ready(self, dtype: torch.dtype) -> None:
+        """Keeps the unpacked matrix."""
+        if self.ready is None or self.ready.dtype != dtype:
+            self.ready = None
+            self.ready = self.dense(dtype)
+
+    def drop_ready(self) -> None:
+        """Lets go of the unpacked matrix."""
+        self.ready = None
+
+    def _unpacked(self, dtype: torch.dtype) -> Tensor:
+        """(O, I), held or in the shared buffer: then valid until the next weight is unpacked, so never to be saved."""
+        if self.ready is not None and self.ready.dtype == dtype:
+            return self.ready
+        out, start = shared_buffer(self.shape, dtype, self.parts[0].packed.device), 0
+        for part in self.parts:
+            part.unpack(out[start : start + part.shape[0]])
+            start += part.shape[0]
         return out
 
-    def _fields(self) -> tuple[Any, ...]:
-        scales = (self.absmax, self.absmax_code, self.absmax_scale, self.absmax_offset)
-        return (self.packed, *scales, self.block, self.absmax_block, self.code, *self.shape)
 
-
-# One operation that unpacks and multiplies. Were unpacking visible to the compiler, it would find it done twice, in the
-# forward and the backward pass, and keep the unpacked weight in between.
-@torch.library.custom_op(
-    "fintune::packed_product",
-    mutates_args=(),
-    schema="(Tensor rows, Tensor packed, Tensor absmax, Tensor? absmax_code, Tensor? absmax_scale, "
-    "Tensor? absmax_offset, int block, int absmax_block, str code, int outputs, int inputs, bool backward) -> Tensor",
-)
-def _packed_product(
-    rows: Tensor,
-    packed: Tensor,
-    absmax: Tensor,
-    absmax_code: Tensor | None,
-    absmax_scale: Tensor | None,
-    absmax_offset: Tensor | None,
-    block: int,
-    absmax_block: int,
-    code: str,
-    outputs: int,
-    inputs: int,
-    backward: bool,
-) -> Tensor:
-    scales = (absmax_code, absmax_scale, absmax_offset)
-    weight = Nf4Weight(packed, absmax, *scales, block, absmax_block, code, (outputs, inputs))._unpacked(rows.dtype)
-    return rows @ (weight if backward else weight.T)
-
-
-@_packed_product.register_fake
-def _packed_product_shape(rows: Tensor, *fields: Any) -> Tensor:
-    outputs, inputs, backward = fields[-3:]
-    return rows.new_empty(rows.shape[0], inputs if backward else outputs)
+def _multiply(left: Tensor, right: Tensor, into: Tensor | None) -> Tensor:
+    return left @ right if into is None else into.addmm_(left, right)
 
 
 _buffers: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}
@@ -200,29 +215,57 @@ def release_buffers() -> None:
     _buffers.clear()
 
 
-def frozen_weight(parameter: Tensor) -> FrozenWeight:
-    """Wraps the weight of an ``nn.Linear`` or a bitsandbytes ``Linear4bit`` without copying it.
+def frozen_weight(parameters: Sequence[Tensor]) -> FrozenWeight:
+    """The weights of layers that share an input as one weight.
+
+    Packed weights are used where they lie. Dense ones become views of one new matrix, each ``parameter.data`` included,
+    so that they keep working as before and take no more memory than before.
+
+    Args:
+        parameters: weights of ``nn.Linear`` or bitsandbytes ``Linear4bit`` layers, all (O, I) with the same I.
 
     Raises:
-        ModelError: a representation without a fast path: int8, or four bits not packed yet.
+        ModelError: a representation without a fast path: int8, four bits not packed yet, or several at once.
     """
-    if type(parameter).__name__ == "Params4bit":
-        return _from_params4bit(parameter)
-    if not parameter.is_floating_point() or parameter.dim() != 2:
-        raise ModelError(
-            f"A weight of type {parameter.dtype} and shape {tuple(parameter.shape)} has no fast LoRA path.",
-            "Use model.quantization=none or nf4, or the plain path.",
-        )
-    return DenseWeight(parameter.detach())
+    packed = [type(parameter).__name__ == "Params4bit" for parameter in parameters]
+    if all(packed):
+        return Nf4Weight(tuple(_from_params4bit(parameter) for parameter in parameters))
+    first = parameters[0]
+    for parameter in parameters:
+        if any(packed) or not parameter.is_floating_point() or parameter.dim() != 2 or parameter.dtype != first.dtype:
+            raise ModelError(
+                f"A weight of type {parameter.dtype} and shape {tuple(parameter.shape)} has no fast LoRA path.",
+                "Use model.quantization=none, nf4 or fp8, or the plain path.",
+            )
+    if len(parameters) == 1:
+        return DenseWeight(first.detach())
+    return DenseWeight(_in_one_piece(parameters))
 
 
-def _from_params4bit(parameter: Any) -> Nf4Weight:
+def _in_one_piece(parameters: Sequence[Tensor]) -> Tensor:
+    """The matrices on top of each other; each parameter becomes a view of its rows, unless it is one already."""
+    first = parameters[0].detach()
+    rows = [len(parameter) for parameter in parameters]
+    starts = [sum(rows[:i]) * first.stride(0) + first.storage_offset() for i in range(len(rows))]
+    storage = first.untyped_storage().data_ptr()
+    if first.is_contiguous() and all(
+        parameter.untyped_storage().data_ptr() == storage and parameter.storage_offset() == start
+        for parameter, start in zip(parameters, starts, strict=True)
+    ):
+        return first.as_strided((sum(rows), first.shape[1]), first.stride())
+    whole = torch.cat([parameter.detach() for parameter in parameters])
+    for parameter, own in zip(parameters, torch.split(whole, rows), strict=True):
+        parameter.data = own
+    return whole
+
+
+def _from_params4bit(parameter: Any) -> PackedMatrix:
     state = parameter.quant_state
     if state is None:
         raise ModelError("A 4-bit weight has not been packed yet.", "Move the model to its device first.")
     nested = state.state2 if state.nested else None
     device = parameter.device
-    return Nf4Weight(
+    return PackedMatrix(
         packed=parameter.data.detach(),
         absmax=state.absmax.to(device),
         absmax_code=None if nested is None else nested.code.to(device),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fintune.kernels.triton_use import uses_triton, wide
 from fintune.schema.errors import InternalError
 
 # Elements masked at a time in eager mode, where every step of the hash is a tensor of its own.
@@ -61,13 +62,12 @@ def keep_mask(rows: Tensor, columns: int, seed: Tensor, dropout: float) -> Tenso
     Returns:
         (T, H) bool.
     """
-    if not 0.0 <= dropout < 1.0:
-        raise InternalError(f"A dropout of {dropout} is not a probability below 1.")
+    threshold = _threshold(dropout)
     low, high = ((seed << 32) >> 32).to(torch.int32), (seed >> 32).to(torch.int32)
     row_key = _mix(_mix(rows ^ _ROW_SALT ^ low) ^ high)
     column = torch.arange(columns, dtype=torch.int32, device=rows.device)
     column_key = _mix(_mix(column ^ _COLUMN_SALT ^ high) ^ low)
-    return _mix(row_key[:, None] ^ column_key) >= round(dropout * (1 << 32)) - (1 << 31)
+    return _mix(row_key[:, None] ^ column_key) >= threshold
 
 
 def _mix(bits: Tensor) -> Tensor:
@@ -84,6 +84,26 @@ def drop(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
     """``x`` (T, H) with elements zeroed and the rest divided by ``1 - dropout``; linear, hence its own backward."""
     if dropout == 0.0:
         return x
+    if uses_triton(x):
+        from fintune.kernels import hashed_dropout_triton
+
+        return hashed_dropout_triton.drop(x, seed, _threshold(dropout), 1.0 / (1.0 - dropout))
+    return drop_plain(x, seed, dropout)
+
+
+def add_dropped_(target: Tensor, x: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    """Adds ``drop(x)`` to ``target`` (T, H) in place; returns ``target``."""
+    if dropout == 0.0:
+        return target.add_(x)
+    if uses_triton(target, x):
+        from fintune.kernels import hashed_dropout_triton
+
+        return hashed_dropout_triton.add_dropped_(target, x, seed, _threshold(dropout), 1.0 / (1.0 - dropout))
+    return add_dropped_plain_(target, x, seed, dropout)
+
+
+def drop_plain(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    """The plain twin of ``drop``."""
     tokens, columns = x.shape
     if torch.compiler.is_compiling() or x.numel() <= CHUNK_ELEMENTS:
         return _drop_rows(x, torch.arange(tokens, dtype=torch.int32, device=x.device), seed, dropout)
@@ -95,5 +115,17 @@ def drop(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
     return out
 
 
+def add_dropped_plain_(target: Tensor, x: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    """The plain twin of ``add_dropped_``."""
+    return target.add_(drop_plain(x.to(wide(x.dtype)), seed, dropout))
+
+
 def _drop_rows(x: Tensor, rows: Tensor, seed: Tensor, dropout: float) -> Tensor:
     return torch.where(keep_mask(rows, x.shape[1], seed, dropout), x * (1.0 / (1.0 - dropout)), 0.0)
+
+
+def _threshold(dropout: float) -> int:
+    """The least hash of an element that stays, as a signed 32-bit number."""
+    if not 0.0 <= dropout < 1.0:
+        raise InternalError(f"A dropout of {dropout} is not a probability below 1.")
+    return round(dropout * (1 << 32)) - (1 << 31)

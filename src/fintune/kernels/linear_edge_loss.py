@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fintune.kernels.triton_use import uses_triton
+
 CHUNK_BYTES = 256 * 2**20
 _ROW_MULTIPLE = 64
 # Half precision ends at 65,504 and below 6e-8, and this gradient is made before the loss scale is known.
@@ -52,6 +54,8 @@ class LinearHead:
 class LossEdges:
     """What is predicted where.
 
+    Edges that repeat parent and target add up, and those of no weight only get a log-probability.
+
     Attributes:
         parent: (E,) row of the hidden states that predicts the edge; several edges may share one.
         target: (E,) token id.
@@ -63,14 +67,18 @@ class LossEdges:
     weight: Tensor
 
 
-def chunk_rows(parents: int, vocabulary: int, hidden_size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
-    """Parents a chunk, so that all chunks are about equal and one chunk's fp32 logits fit ``chunk_bytes``.
+def chunk_rows(
+    parents: int, vocabulary: int, hidden_size: int, chunk_bytes: int = CHUNK_BYTES, *, logit_bytes: int = 4
+) -> int:
+    """Parents a chunk, so that all chunks are about equal and one chunk's logits fit ``chunk_bytes``.
 
     Below H/16 parents the chunk would rather wait for the head to be read than compute, so that many it has even where
     they need more than ``chunk_bytes``. On the CPU larger chunks are faster too: each one rearranges the whole head.
-    Besides the fp32 logits a chunk holds half as much where products are in 16 bits, and as much again under a softcap.
+    A logit takes ``logit_bytes``: for our kernels the bytes of the product's type, and 4 more in half precision with a
+    trained head; for plain operations the 4 of fp32, besides which a chunk then holds half as much where products are
+    in 16 bits, and as much again under a softcap.
     """
-    most = max(chunk_bytes // (4 * vocabulary), hidden_size // 16, 1)
+    most = max(chunk_bytes // (logit_bytes * vocabulary), hidden_size // 16, 1)
     if most > _ROW_MULTIPLE:
         most -= most % _ROW_MULTIPLE
     chunks = -(-parents // most)
@@ -187,9 +195,9 @@ class _Buffers:
     """Memory for one chunk, reused by the next: fresh pages cost the CPU as much as the exponentials.
 
     Attributes:
-        product: (C, V) logits as the product gives them, later their gradient; the same memory as ``wide`` in fp32.
-        wide: (C, V) in the type sums are made in.
-        slope: (C, V) derivative of the softcap; None without one or without gradients.
+        product: (C, V) logits as the product gives them, later their gradient.
+        wide: (C, V) in the type sums are made in; the same memory as ``product`` in fp32 and for our kernels.
+        slope: (C, V) derivative of the softcap; None without one, without gradients or for our kernels.
     """
 
     product: Tensor
@@ -201,6 +209,21 @@ class _Buffers:
         product = self.product[:size]
         wide = product if self.wide is self.product else self.wide[:size]
         return _Buffers(product, wide, None if self.slope is None else self.slope[:size])
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What gradients are made of, besides logits.
+
+    Attributes:
+        parent: (P,) summed weight of each parent's edges.
+        edge: (E,) weight of each edge, or for our kernels the summed weight of all edges at its cell.
+        peak: in half precision, what all weights were divided by; None in other types.
+    """
+
+    parent: Tensor
+    edge: Tensor
+    peak: Tensor | None
 
 
 def _walk(
@@ -216,34 +239,25 @@ def _walk(
     walked = _empty(hidden, head, edges, dtype, wanted)
     if not parents or not len(edges.parent):
         return walked
-    rows = rows or chunk_rows(parents, vocabulary, hidden_size)
     hidden, weight = hidden.to(dtype), head.weight.to(dtype)
     head = LinearHead(weight, None if head.bias is None else head.bias.to(dtype), head.logit_scale, head.softcap)
-    # Half precision: a gradient of known size, whatever the weights are; powers of the weights cancel at the end.
-    edge_weight = edges.weight.to(_sum_dtype(dtype))
-    parent_weight = _sum_by_parent(edge_weight, edges.parent, parents)
-    peak = parent_weight.amax().clamp(min=1e-30) / _HALF_PEAK if dtype == torch.float16 else None
-    if peak is not None:
-        edge_weight, parent_weight = edge_weight / peak, parent_weight / peak
-    buffers = _buffers(min(rows, parents), head, dtype, any(wanted))
+    in_place = uses_triton(hidden, weight)
+    logit_bytes = (dtype.itemsize + 4 * (dtype == torch.float16 and wanted[1])) if in_place else 4
+    rows = rows or chunk_rows(parents, vocabulary, hidden_size, logit_bytes=logit_bytes)
+    weights = _weights(edges, parents, vocabulary, dtype, in_place) if any(wanted) else None
+    buffers = _buffers(min(rows, parents), head, dtype, any(wanted), in_place)
+    score = _score_in_place if in_place else _score_plain
     for start in range(0, parents, rows):
         chunk = slice(start, min(start + rows, parents))
-        size = chunk.stop - start
-        own = buffers.first(size)
-        _fill_logits(hidden[chunk], head, own)
-        inside = (edges.parent >= start) & (edges.parent < chunk.stop)  # a mask: a selection would wait for the GPU
-        row = (edges.parent - start).clamp(0, size - 1)
-        cell = row * vocabulary + edges.target
-        total = _score(own.wide, row, cell, inside, walked.log_probabilities)
-        if any(wanted):
-            own.wide.mul_((parent_weight[chunk] / total)[:, None])
-            # No cell has two edges of weight unless the caller repeats one, so the order of additions is no matter.
-            own.wide.view(-1).scatter_add_(0, cell, torch.where(inside, -edge_weight, 0.0))
-            _add_gradients(hidden[chunk], head, own, chunk, peak, walked)
-    if peak is not None:
+        own = buffers.first(chunk.stop - start)
+        _multiply(hidden[chunk], head, own.product)
+        score(own, head, edges, chunk, weights, walked.log_probabilities)
+        if weights is not None:
+            _add_gradients(hidden[chunk], head, own, chunk, weights.peak, walked)
+    if weights is not None and weights.peak is not None:
         for sums in (walked.weight_gradient, walked.bias_gradient):
             if sums is not None:
-                sums.mul_(peak)
+                sums.mul_(weights.peak)
     return walked
 
 
@@ -261,27 +275,93 @@ def _empty(
     )
 
 
-def _buffers(rows: int, head: LinearHead, dtype: torch.dtype, with_gradients: bool) -> _Buffers:
+def _buffers(rows: int, head: LinearHead, dtype: torch.dtype, with_gradients: bool, in_place: bool) -> _Buffers:
     shape, device = (rows, head.weight.shape[0]), head.weight.device
     product = torch.empty(shape, dtype=dtype, device=device)
+    if in_place:
+        return _Buffers(product, product, None)
     wide = product if _sum_dtype(dtype) == dtype else torch.empty(shape, dtype=_sum_dtype(dtype), device=device)
     return _Buffers(product, wide, torch.empty_like(wide) if with_gradients and head.softcap is not None else None)
 
 
-def _sum_by_parent(edge_weight: Tensor, edge_parent: Tensor, parents: int) -> Tensor:
-    """(P,) summed weights, added in a fixed order on either device, so that a resumed run repeats to the bit."""
-    sums = edge_weight.new_zeros(parents)
-    if edge_weight.device.type == "cpu":
-        return sums.index_add_(0, edge_parent, edge_weight)
-    return sums.index_put_((edge_parent,), edge_weight, accumulate=True)
+def _weights(edges: LossEdges, parents: int, vocabulary: int, dtype: torch.dtype, in_place: bool) -> _Weights:
+    edge = edges.weight.to(_sum_dtype(dtype))
+    parent = _sum_by(edges.parent, edge, parents)
+    # Half precision: a gradient of known size, whatever the weights are; powers of the weights cancel at the end.
+    peak = parent.amax().clamp(min=1e-30) / _HALF_PEAK if dtype == torch.float16 else None
+    if peak is not None:
+        edge, parent = edge / peak, parent / peak
+    if in_place:  # each edge sets its cell, where plain operations would add to it
+        cell = edges.parent * vocabulary + edges.target
+        first = torch.searchsorted(cell.sort().values, cell)  # one number for all edges of a cell
+        edge = _sum_by(first, edge, len(edge))[first]
+    return _Weights(parent, edge, peak)
 
 
-def _fill_logits(hidden: Tensor, head: LinearHead, own: _Buffers) -> None:
-    """``own.wide`` becomes the (C, V) logits of (C, H) hidden states, ``own.slope`` the softcap's derivative."""
+def _sum_by(index: Tensor, weight: Tensor, size: int) -> Tensor:
+    """(size,) weights summed by index, in a fixed order on either device, so that a resumed run repeats to the bit."""
+    sums = weight.new_zeros(size)
+    if weight.device.type == "cpu":
+        return sums.index_add_(0, index, weight)
+    return sums.index_put_((index,), weight, accumulate=True)
+
+
+def _multiply(hidden: Tensor, head: LinearHead, product: Tensor) -> None:
+    """``product`` becomes the (C, V) raw logits of (C, H) hidden states."""
     if head.bias is None:
-        torch.mm(hidden, head.weight.t(), out=own.product)
+        torch.mm(hidden, head.weight.t(), out=product)
     else:
-        torch.addmm(head.bias, hidden, head.weight.t(), out=own.product)
+        torch.addmm(head.bias, hidden, head.weight.t(), out=product)
+
+
+def _score_in_place(
+    own: _Buffers, head: LinearHead, edges: LossEdges, chunk: slice, weights: _Weights | None, log_probabilities: Tensor
+) -> None:
+    """What ``_score_plain`` does, by our kernels."""
+    from fintune.kernels.edge_loss_triton import score_in_place
+
+    given = None if weights is None else (weights.parent, weights.edge)
+    score_in_place(own.product, head, edges, chunk.start, given, log_probabilities)
+
+
+def _score_plain(
+    own: _Buffers, head: LinearHead, edges: LossEdges, chunk: slice, weights: _Weights | None, log_probabilities: Tensor
+) -> None:
+    """From raw logits in ``own.product`` to their gradient there; in ``own.wide`` it is not yet rounded.
+
+    Args:
+        own: the chunk's buffers.
+        head: the head.
+        edges: the edges of all chunks.
+        chunk: which parents the chunk has.
+        weights: None where no gradient is wanted; nothing of use remains in the buffers then.
+        log_probabilities: (E,), written for edges of the chunk.
+    """
+    logits = own.wide
+    _cap_logits(own, head)
+    inside = (edges.parent >= chunk.start) & (edges.parent < chunk.stop)  # a selection would wait for the GPU
+    row = (edges.parent - chunk.start).clamp(0, len(logits) - 1)
+    cell = row * logits.shape[1] + edges.target
+    target_logit = logits.view(-1)[cell]
+    highest = logits.amax(dim=-1)
+    total = logits.sub_(highest[:, None]).exp_().sum(dim=-1)
+    normaliser = total.log() + highest
+    torch.where(inside, target_logit - normaliser[row], log_probabilities, out=log_probabilities)
+    if weights is None:
+        return
+    gradient = logits.mul_((weights.parent[chunk] / total)[:, None])
+    # No cell has two edges of weight unless the caller repeats one, so the order of additions is no matter.
+    gradient.view(-1).scatter_add_(0, cell, torch.where(inside, -weights.edge, 0.0))
+    if own.slope is not None:
+        gradient.mul_(own.slope)
+    if head.logit_scale != 1.0:
+        gradient.mul_(head.logit_scale)
+    if own.product is not gradient:
+        own.product.copy_(gradient)
+
+
+def _cap_logits(own: _Buffers, head: LinearHead) -> None:
+    """``own.wide`` becomes the logits scaled and capped, ``own.slope`` the softcap's derivative."""
     logits = own.wide
     if logits is not own.product:
         logits.copy_(own.product)
@@ -294,45 +374,21 @@ def _fill_logits(hidden: Tensor, head: LinearHead, own: _Buffers) -> None:
         logits.mul_(head.softcap)
 
 
-def _score(logits: Tensor, row: Tensor, cell: Tensor, inside: Tensor, log_probabilities: Tensor) -> Tensor:
-    """Notes the log-probabilities of edges ``inside`` the chunk; leaves ``exp(logits - highest)`` and returns its sum.
-
-    Args:
-        logits: (C, V), overwritten.
-        row: (E,) row of each edge; any row for edges outside the chunk. Likewise ``cell``, the index into all logits.
-        cell: (E,).
-        inside: (E,) bool.
-        log_probabilities: (E,), written where ``inside``.
-    """
-    target_logit = logits.view(-1)[cell]
-    highest = logits.amax(dim=-1)
-    total = logits.sub_(highest[:, None]).exp_().sum(dim=-1)
-    normaliser = total.log() + highest
-    torch.where(inside, target_logit - normaliser[row], log_probabilities, out=log_probabilities)
-    return total
-
-
 def _add_gradients(
     hidden: Tensor, head: LinearHead, own: _Buffers, chunk: slice, peak: Tensor | None, walked: _Walked
 ) -> None:
-    """From the gradient of capped logits in ``own.wide`` to those of hidden states and head."""
-    gradient = own.wide
-    if own.slope is not None:
-        gradient.mul_(own.slope)
-    if head.logit_scale != 1.0:
-        gradient.mul_(head.logit_scale)
-    narrow = own.product
-    if narrow is not gradient:
-        narrow.copy_(gradient)
+    """From the gradient of raw logits to those of hidden states and head."""
+    narrow, gradient = own.product, own.wide
     if walked.hidden_gradient is not None:
         if peak is None:
             torch.mm(narrow, head.weight, out=walked.hidden_gradient[chunk])
         else:
             walked.hidden_gradient[chunk] = (narrow @ head.weight).to(peak.dtype) * peak
     if walked.weight_gradient is not None:
-        if narrow is gradient or peak is not None:  # in half precision a sum over parents could overflow
-            walked.weight_gradient.addmm_(gradient.t(), hidden.to(gradient.dtype))
-        else:
+        if narrow.dtype == torch.bfloat16:
             walked.weight_gradient.add_(narrow.t() @ hidden)
+        else:  # in half precision a sum over parents could overflow
+            wide = walked.weight_gradient.dtype
+            walked.weight_gradient.addmm_(gradient.to(wide).t(), hidden.to(wide))
     if walked.bias_gradient is not None:
-        walked.bias_gradient.add_(gradient.sum(dim=0))
+        walked.bias_gradient.add_(gradient.sum(dim=0, dtype=walked.bias_gradient.dtype))

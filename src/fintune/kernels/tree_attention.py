@@ -1,8 +1,8 @@
 """Attention in which a token sees itself and its ancestors, as a ``transformers`` attention function.
 
-Three backends share one definition, ``k <= q < subtree_end[k]``: FlexAttention (GPU), SDPA over spans of queries
-(anywhere), and ``eager``, the plain twin. Sliding windows are measured in depth, not in index. The model finds the
-tree in the keyword argument ``tree``; without it the call fails rather than attend to siblings.
+Four backends share one definition, ``k <= q < subtree_end[k]``: FlexAttention and our kernels (GPU), SDPA over spans of
+queries (anywhere), and ``eager``, the plain twin. Sliding windows are measured in depth, not in index. The model
+finds the tree in the keyword argument ``tree``; without it the call fails rather than attend to siblings.
 
 SDPA cuts the tokens into spans of C queries. In depth-first order, whatever a span's tokens see outside it are the
 ancestors of its first token, so a span needs its own C keys and at most as many more as its first token is deep:
@@ -21,12 +21,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fintune.kernels.tree_flash import TreeWork, tree_flash, tree_work
+from fintune.kernels.triton_use import uses_triton
 from fintune.schema.errors import InternalError, ModelError
 
 ATTENTION_NAME = "fintune_tree"
 MOST_KERNELS = 64
 SPAN = 64
-Backend = Literal["flex", "sdpa", "eager"]
+BLOCK = 128
+Backend = Literal["flex", "triton", "sdpa", "eager"]
 
 
 def ancestor_mask(subtree_end: Tensor, depth: Tensor, window: int | None = None) -> Tensor:
@@ -79,22 +82,34 @@ class TreeContext:
     Attributes:
         subtree_end: (T,) one past each token's last descendant.
         depth: (T,) positions.
-        backend: flex, sdpa or eager.
+        backend: flex, triton, sdpa or eager; triton is eager where there is no Triton.
+        rows: where the tokens are samples of one length that share nothing, how many; else 0.
         calls: how often a layer attended over this tree; 0 after a forward pass means the model ignored it.
+        layers: what runs in place of the model's layers, noted by them.
     """
 
     subtree_end: Tensor
     depth: Tensor
     backend: Backend
+    rows: int = 0
     calls: int = 0
-    _masks: dict[int | None, Any] = field(default_factory=dict)
+    layers: Any = None
+    _masks: dict[Any, Any] = field(default_factory=dict)
 
     def mask(self, window: int | None) -> Any:
         """FlexAttention's ``BlockMask``, SDPA's ``SpanMask`` or the (T, T) bool mask, for a sliding window or none."""
         if window not in self._masks:
-            build = {"flex": self._block_mask, "sdpa": self._span_mask, "eager": self._dense_mask}[self.backend]
+            build = {"flex": self._block_mask, "sdpa": self._span_mask}.get(self.backend, self._dense_mask)
             self._masks[window] = build(window)
         return self._masks[window]
+
+    def work(self, window: int | None, query: Tensor) -> TreeWork:
+        """The lists of blocks that ``tree_flash`` walks for heads like those of ``query``."""
+        name = (window, query.shape[3], query.dtype)
+        if name not in self._masks:
+            self._masks[name] = tree_work(self.subtree_end, self.depth, *name)
+        work: TreeWork = self._masks[name]
+        return work
 
     def _span_mask(self, window: int | None) -> SpanMask:
         return span_mask(self.subtree_end, self.depth, window)
@@ -103,15 +118,46 @@ class TreeContext:
         return ancestor_mask(self.subtree_end, self.depth, window)
 
     def _block_mask(self, window: int | None) -> Any:
-        from torch.nn.attention.flex_attention import create_block_mask
+        return block_mask(self.subtree_end, self.depth, window)
 
-        subtree_end, depth, size = self.subtree_end, self.depth, len(self.subtree_end)
 
-        def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            seen = (k <= q) & (q < subtree_end[k])
-            return seen if window is None else seen & (depth[q] - depth[k] < window)
+def block_mask(subtree_end: Tensor, depth: Tensor, window: int | None = None) -> Any:
+    """FlexAttention's mask, block by block from the least and greatest values in each, never token by token.
 
-        return create_block_mask(sees, None, None, size, size, device=str(subtree_end.device))
+    A block of keys before a block of queries is seen in part where its last subtree ends behind the first query, and in
+    full where its first subtree ends behind the last. Without synchronisation, so it may be recorded in a CUDA graph.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    size = len(subtree_end)
+    blocks = -(-size // BLOCK)
+
+    def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        seen = (k <= q) & (q < subtree_end[k])
+        return seen if window is None else seen & (depth[q] - depth[k] < window)
+
+    def by_block(values: Tensor, filler: int) -> Tensor:
+        return nn.functional.pad(values, (0, blocks * BLOCK - size), value=filler).view(blocks, BLOCK)
+
+    number = torch.arange(blocks, device=subtree_end.device)
+    first, behind = number * BLOCK, ((number + 1) * BLOCK).clamp(max=size)  # queries of each block
+    last_end, first_end = by_block(subtree_end, 0).amax(1), by_block(subtree_end, size).amin(1)
+    earlier = number[None, :] < number[:, None]
+    seen = (number[None, :] == number[:, None]) | (earlier & (last_end[None, :] > first[:, None]))
+    full = earlier & (first_end[None, :] >= behind[:, None])
+    if window is not None:
+        lowest, highest = by_block(depth, 2**31).amin(1), by_block(depth, -1).amax(1)
+        seen &= lowest[:, None] - highest[None, :] < window
+        full &= highest[:, None] - lowest[None, :] < window
+    return BlockMask.from_kv_blocks(
+        *_ordered(seen & ~full), *_ordered(seen & full), BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(size, size)
+    )
+
+
+def _ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of queries has (1, 1, Q), and which, those first (1, 1, Q, K)."""
+    order = torch.argsort(chosen.to(torch.int8), dim=1, descending=True, stable=True)
+    return chosen.sum(1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None]
 
 
 def tree_attention(
@@ -162,6 +208,12 @@ def tree_attention(
     if query.shape[0] != 1 or query.shape[2] != len(tree.subtree_end):
         raise InternalError(f"Queries {tuple(query.shape)} do not match a tree of {len(tree.subtree_end)} tokens.")
     tree.calls += 1
+    if tree.backend in ("flex", "triton") and tree.rows and sliding_window is None and softcap is None:
+        return _over_rows(query, key, value, tree.rows, scaling), None
+    if tree.backend == "triton" and uses_triton(query, key, value):
+        work = tree.work(sliding_window, query)
+        out = tree_flash(query, key, value, work, scaling=scaling, softcap=softcap)
+        return out.transpose(1, 2), None
     mask = tree.mask(sliding_window)
     if tree.backend == "flex":
         out = _flex(query, key, value, mask, scaling, softcap)
@@ -170,6 +222,17 @@ def tree_attention(
     else:
         out = _eager(query, key, value, mask, scaling, softcap)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _over_rows(query: Tensor, key: Tensor, value: Tensor, rows: int, scaling: float | None) -> Tensor:
+    """Plain causal attention of samples of one length: the fastest kernel PyTorch has for the card."""
+    each = query.shape[2] // rows
+    q, k, v = (
+        part.squeeze(0).view(part.shape[1], rows, each, part.shape[3]).transpose(0, 1) for part in (query, key, value)
+    )
+    shares_keys = query.shape[1] != key.shape[1]
+    out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shares_keys)
+    return out.transpose(1, 2).flatten(0, 1).unsqueeze(0)
 
 
 def _repeat_heads(states: Tensor, heads: int) -> Tensor:
@@ -233,7 +296,7 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float |
     if _compiled_flex is None:
         # Buckets, windows, heads and training or not each need a kernel; past the limit flex runs unfused.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_KERNELS)
-        _compiled_flex = torch.compile(flex_attention)
+        _compiled_flex = torch.compile(flex_attention, dynamic=False)  # kernels for any length take twice as long
     out: Tensor = _compiled_flex(
         query,
         key,

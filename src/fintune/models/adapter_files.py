@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fintune.models.adapters import peft_quiet, seeded
 from fintune.models.files import BaseModelFiles, content_hash, read_json, weight_files, written_aside
 from fintune.models.foreign import first_line, speaks_of_the_file
+from fintune.models.fp8_linear import refuse_merging
 from fintune.models.load import LoadedBase
 from fintune.models.quiet import no_progress_bars
 from fintune.schema.errors import AdapterError, ModelError
@@ -213,6 +214,7 @@ def load_adapter(base: LoadedBase, path: str | Path) -> PeftModel | PreTrainedMo
             raise
         raise _does_not_fit(base, info, exc) from exc
     _require_complete(model, info)
+    refuse_merging(model)
     return model
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fintune.models.fp8_linear import refuse_merging
 from fintune.models.load import LoadedBase
 from fintune.schema.errors import AdapterError
 from fintune.schema.recipe import AdapterSection
@@ -46,6 +47,7 @@ def attach_adapter(base: LoadedBase, section: AdapterSection, *, seed: int) -> P
     config = lora_config(base.model, section)
     with seeded(seed, base.model.device), peft_quiet():
         model = get_peft_model(base.model, config, autocast_adapter_dtype=True)
+    refuse_merging(model)
     # PEFT writes down where the base lies on this machine; the name the recipe used travels better.
     model.peft_config["default"].base_model_name_or_path = base.files.hub_id or base.files.source
     if base.dtype != torch.float32:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fintune.kernels.fp8_weight import require_fp8
 from fintune.models.files import BaseModelFiles, read_json
 from fintune.models.foreign import first_line, speaks_of_the_file
+from fintune.models.fp8_linear import hold_in_fp8
 from fintune.models.locate import locate_base
 from fintune.models.plausible import require_plausible
 from fintune.models.quantize import QuantizationPlan, bitsandbytes_config, plan_quantization, settle_quantized_layers
@@ -140,7 +142,9 @@ def _load_model(
     options: dict[str, Any] = {}
     if (config := bitsandbytes_config(plan, dtype)) is not None:
         options["quantization_config"] = config
-    if plan.kind != "none" or device.type == "cuda":
+    if plan.kind == "fp8":
+        require_fp8(device)
+    elif plan.kind != "none" or device.type == "cuda":
         options["device_map"] = {"": device}  # straight to the device, tensor by tensor, quantised on the way
     try:
         with no_progress_bars():
@@ -163,6 +167,8 @@ def _load_model(
             f"{section.base} lacks {len(missing)} of the weights its config.json promises, first {missing[0]}.",
             "Download the model again, or use the causal language model rather than a part of it.",
         )
+    if plan.kind == "fp8":
+        hold_in_fp8(model, device)
     loaded: PreTrainedModel = model if "device_map" in options else model.to(device)
     return loaded
 

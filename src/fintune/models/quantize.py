@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """How the linear layers are stored: ``none``, ``nf4``, ``int8``, or ``fp4`` where a checkpoint came with it."""
+    """How the linear layers are stored: ``none``, ``nf4``, ``int8``, ``fp8``, or ``fp4`` where a checkpoint came so."""
 
     kind: str
     double_quant: bool
@@ -66,8 +66,8 @@ def _stored_kind(source: str, own: Mapping[str, Any]) -> str:
 
 
 def bitsandbytes_config(plan: QuantizationPlan, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """The loading instruction for transformers; None when the weights stay as they are stored."""
-    if plan.kind == "none":
+    """The loading instruction for transformers; None when bitsandbytes has no part in it."""
+    if plan.kind in ("none", "fp8"):
         return None
     try:
         import_bitsandbytes()
@@ -94,7 +94,7 @@ def bitsandbytes_config(plan: QuantizationPlan, dtype: torch.dtype) -> BitsAndBy
 
 def settle_quantized_layers(model: nn.Module, plan: QuantizationPlan, dtype: torch.dtype, device: torch.device) -> None:
     """Makes every quantised layer compute in ``dtype`` and by the same arithmetic in training and evaluation."""
-    if plan.kind == "none":
+    if plan.kind in ("none", "fp8"):
         return
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 

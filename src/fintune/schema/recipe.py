@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Quantization = Literal["none", "nf4", "int8"]
+Quantization = Literal["none", "nf4", "int8", "fp8"]
 Decoding = Literal["constrained", "free", "both"]
 Packing = Literal["tree", "sequence", "none"]
 
@@ -26,7 +26,9 @@ class ModelSection(_Section):
     base: str = Field(description="Alias, hub id, local folder or .gguf file of the base model.")
     revision: str | None = Field(None, description="Hub revision; pinned to a commit in the resolved recipe.")
     content_hash: str | None = Field(None, description="SHA-256 of the weights; filled in and checked when resolved.")
-    quantization: Quantization = Field("none", description="Storage of the frozen weights: none, nf4 or int8.")
+    quantization: Quantization = Field(
+        "none", description="Storage of the frozen weights: none, nf4, int8 or fp8 (Ada, Hopper and newer)."
+    )
     double_quant: bool = Field(True, description="Quantise the NF4 scales too; saves about 0.4 bits a weight.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Compute type; auto takes bf16 on Ampere and newer, fp16 before, fp32 on the CPU."

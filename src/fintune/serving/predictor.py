@@ -206,7 +206,7 @@ def load_predictor(
     Args:
         path: what to load.
         device: where the model goes.
-        quantization: none, nf4 or int8; the recipe's own when None.
+        quantization: none, nf4, int8 or fp8; the recipe's own when None.
         default_task: task whose prompt a bare base model or a foreign adapter is asked with.
     """
     folder = Path(path)

@@ -106,10 +106,11 @@ class MetricsCallback(TrainerCallback):
         if state.is_world_process_zero:
             self.log.append(row)
 
-    def _memory(self) -> dict[str, int]:
-        """The budget in use, once it is no longer the recipe's."""
+    def _memory(self) -> dict[str, Any]:
+        """The budget in use, once it is no longer the recipe's; how activations are kept, where that was chosen."""
         budget = self.trainer.budget
-        return {"memory_retries": budget.retries, "tokens_per_batch": budget.tokens} if budget.retries else {}
+        row = {} if budget.memory is None else {"activations": budget.memory}
+        return row | ({"memory_retries": budget.retries, "tokens_per_batch": budget.tokens} if budget.retries else {})
 
 
 class ProgressCallback(TrainerCallback):

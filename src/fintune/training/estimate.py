@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from fintune.evaluation.suite import load_run_data
 from fintune.inference.forward import choose_backend, supported_packing
+from fintune.models.fast_layers import Memory
 from fintune.models.quantize import plan_quantization
 from fintune.models.shape import ModelShape, read_shape, read_tokenizer
 from fintune.models.templates import apply_chat_template_override
 from fintune.schema.errors import DataError, ModelError, RecipeError
 from fintune.schema.network import offline_mode
 from fintune.schema.recipe import Packing, Recipe
+from fintune.training.fast_memory import host_bytes
 from fintune.training.memory import (
-    MemoryEstimate,
-    MemoryPlan,
     Remedy,
     estimate_memory,
+    policies_for,
     remedies,
-    trainable_parameters,
+    takes_fast_path,
+    with_policy,
 )
+from fintune.training.memory_plan import MemoryEstimate, MemoryPlan, trainable_parameters
 from fintune.training.speed import Card, find_card, flops_per_token, micro_batch_seconds
 from fintune.trees.batch import bucket_size
 from fintune.trees.chat import ChatFormat, encode_all
@@ -68,6 +71,23 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class PolicyEstimate:
+    """What one way to keep activations is predicted to need.
+
+    Attributes:
+        memory: keep, recompute or offload.
+        peak_bytes: of the device.
+        host_bytes: pinned memory of the host.
+        distinct_tokens_per_second: computed; None without a card.
+    """
+
+    memory: Memory
+    peak_bytes: int
+    host_bytes: int
+    distinct_tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What a recipe is predicted to need.
 
@@ -87,6 +107,9 @@ class Estimate:
         seconds_per_epoch: of a pass over the data, without loading and evaluation.
         workload: what the data are like; None where they were not looked at.
         notes: what was assumed.
+        policy: how activations are kept for the backward pass, as the run would choose; None on the plain path.
+        host_bytes: pinned memory of the host under it.
+        policies: each way open to the run, best first; empty on the plain path.
     """
 
     base: str
@@ -104,6 +127,9 @@ class Estimate:
     seconds_per_epoch: float | None
     workload: Workload | None
     notes: tuple[str, ...]
+    policy: Memory | None = None
+    host_bytes: int = 0
+    policies: tuple[PolicyEstimate, ...] = ()
 
 
 def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True) -> Estimate:
@@ -128,6 +154,10 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
     if workload is None:
         notes.append("Every token is taken to be supervised and no prefix to be shared, since no data were looked at.")
     plan = memory_plan(recipe, config.to_dict(), packing, workload, card)
+    policies: tuple[Memory, ...] = ()
+    if takes_fast_path(shape, plan):
+        policies = policies_for(plan.device, plan.quantization, recompute=recipe.training.gradient_checkpointing)
+        plan = with_policy(shape, plan, policies, card.memory_bytes if card else None)
     memory = estimate_memory(shape, plan)
     notes += _uncertain(recipe, shape)
     fits = memory.peak <= card.memory_bytes if card else None
@@ -149,7 +179,16 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
         seconds_per_epoch=epoch,
         workload=workload,
         notes=tuple(notes),
+        policy=plan.memory,
+        host_bytes=host_bytes(shape, plan),
+        policies=tuple(_policy(shape, replace(plan, memory=own), workload, card) for own in policies),
     )
+
+
+def _policy(shape: ModelShape, plan: MemoryPlan, workload: Workload | None, card: Card | None) -> PolicyEstimate:
+    assert plan.memory is not None
+    computed = _times(shape, plan, workload, card)[2]
+    return PolicyEstimate(plan.memory, estimate_memory(shape, plan).peak, host_bytes(shape, plan), computed)
 
 
 def memory_plan(

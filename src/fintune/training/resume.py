@@ -30,7 +30,8 @@ class ResumePoint:
         checkpoint: None for a fresh run.
         totals: what had been computed.
         guard: what the guard remembered.
-        budget: the token budget in use and how often it had shrunk; empty in checkpoints older than it.
+        budget: the token budget in use, how activations were kept and how often either had to give way; empty in
+            checkpoints older than it.
         tasks: losses and counts by task, as ``TaskMeter`` gave them; empty where tasks were not told apart.
         change: what differs from the session that took the checkpoint, in words; empty when the rest is bit-equal.
         resumed_on: all such changes of the run so far, each with its step.
@@ -39,7 +40,7 @@ class ResumePoint:
     checkpoint: Checkpoint | None = None
     totals: Totals = field(default_factory=Totals)
     guard: GuardState = field(default_factory=GuardState)
-    budget: Mapping[str, int] = field(default_factory=dict)
+    budget: Mapping[str, Any] = field(default_factory=dict)
     tasks: Mapping[str, Any] = field(default_factory=dict)
     change: str = ""
     resumed_on: tuple[str, ...] = ()
@@ -52,8 +53,10 @@ class ResumePoint:
     def token_budget(self, tokens_per_batch: int) -> TokenBudget:
         """The budget to go on with: what was found to fit, unless the machine or the recipe's numerics have changed."""
         retries = self.budget.get("retries", 0)
-        tokens = tokens_per_batch if self.change else self.budget.get("tokens", tokens_per_batch)
-        return TokenBudget(min(tokens, tokens_per_batch), retries)
+        if self.change:
+            return TokenBudget(tokens_per_batch, retries)
+        tokens = self.budget.get("tokens", tokens_per_batch)
+        return TokenBudget(min(tokens, tokens_per_batch), retries, self.budget.get("memory"))
 
 
 def find_resume_point(run: RunDirectory, fingerprint: dict[str, Any], numerics: dict[str, str]) -> ResumePoint:

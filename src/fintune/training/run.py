@@ -32,6 +32,7 @@ from fintune.training.callbacks import (
 )
 from fintune.training.checkpoints import Checkpoint, is_intact, list_checkpoints
 from fintune.training.guard import LossGuard
+from fintune.training.memory_choice import choose_memory
 from fintune.training.metrics_log import MetricsLog
 from fintune.training.numerics import describe_numerics
 from fintune.training.resume import checkpoint_facts, find_resume_point
@@ -70,6 +71,9 @@ class TrainedRun:
         resumed_on: for each resume that is not bit-equal, at which step and what had changed.
         memory_retries: how often a step was repeated in smaller batches because memory had run out.
         tokens_per_batch: the packing budget in use at the end.
+        activations: how they were kept at the end: keep, recompute or offload; None where transformers' layers ran.
+        predicted_bytes: what a step was predicted to need beyond the loaded model, None where nothing was predicted.
+        free_bytes: what was free when training began, likewise.
         by_task: mean loss, supervised weight, tokens and samples of each task; empty with one task, whose figures are
             those of the run.
     """
@@ -90,6 +94,9 @@ class TrainedRun:
     resumed_on: tuple[str, ...]
     memory_retries: int
     tokens_per_batch: int
+    activations: str | None
+    predicted_bytes: int | None
+    free_bytes: int | None
     by_task: dict[str, dict[str, float | None]]
 
 
@@ -208,7 +215,11 @@ def train_model(
         restore_weights(model.model, start.checkpoint.path / "weights")
     if training.sampler == "by_document":
         log.warning("training.sampler=by_document: steps draw whole groups, which is not random sampling.")
-    if training.gradient_checkpointing:
+    choice = choose_memory(recipe, base, model, samples, packing, budget.tokens, budget.memory)
+    budget.memory = choice.memory
+    if choice.memory is not None:
+        model.memory = choice.memory
+    elif training.gradient_checkpointing:
         recompute_layers(model.model)
     metrics = MetricsCallback(MetricsLog(run.metrics, start.step), plan.steps_per_epoch)
     metrics.run, metrics.resumed_on = start.totals, start.change
@@ -233,7 +244,9 @@ def train_model(
         guard=guard,
         callbacks=callbacks,
         budget=budget,
-        memory_remedy=memory_remedy(recipe),
+        policies=choice.policies,
+        memory_remedy=memory_remedy(recipe, fast=bool(choice.policies)),
+        may_record=choice.has_room_for_graphs,
         meter=meter,
     )
     metrics.trainer = trainer
@@ -276,6 +289,9 @@ def train_model(
         resumed_on=start.resumed_on,
         memory_retries=budget.retries,
         tokens_per_batch=budget.tokens,
+        activations=budget.memory,
+        predicted_bytes=choice.predicted_bytes,
+        free_bytes=choice.free_bytes,
         by_task=meter.totals() if meter else {},
     )
 

@@ -1,15 +1,15 @@
-"""The step plan as a data set: item i is everything that optimiser step i computes on this rank."""
+"""The step plan as a sequence: item i is everything that optimiser step i computes on this rank."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch.utils.data import Dataset
 
 from fintune.schema.recipe import Packing
 from fintune.trees.plan import Step, StepPlan, make_step
-from fintune.trees.prefix_tree import TokenSample
+from fintune.trees.prefix_tree import IntArray, TokenSample
 
 
 @dataclass
@@ -39,6 +39,7 @@ class StepDataset(Dataset[Step]):
     world: int = 1
     tasks: Sequence[int] = ()
     n_tasks: int = 0
+    _drawn: tuple[int, IntArray] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.total_steps
@@ -46,7 +47,7 @@ class StepDataset(Dataset[Step]):
     def __getitem__(self, step: int) -> Step:
         if not 0 <= step < self.total_steps:
             raise IndexError(step)
-        drawn = self.plan.indices(step)
+        drawn = self._indices(step).tolist()
         return make_step(
             [self.samples[i] for i in drawn],
             self.packing,
@@ -58,3 +59,11 @@ class StepDataset(Dataset[Step]):
             n_tasks=self.n_tasks,
             number=step,
         )
+
+    def _indices(self, step: int) -> IntArray:
+        """``plan.indices``, which hashes the whole plan to look the epoch up: slow with a million groups."""
+        epoch, within = divmod(step, self.plan.steps_per_epoch)
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, self.plan.epoch_order(epoch)
+        start = within * self.plan.samples_per_step
+        return self._drawn[1][start : start + self.plan.samples_per_step]

@@ -1,17 +1,20 @@
-"""The token budget of a run: what happens to it when a batch does not fit into memory.
+"""What a run may hold in memory: how activations are kept, how many tokens are computed at once; less after a failure.
 
-Enters: the recipe's ``tokens_per_batch`` and the batch that failed. Leaves: a smaller budget, kept for the rest of the
-run and written into every checkpoint, or one sentence when a single sample is already too much.
+Enters: the recipe's ``tokens_per_batch``, the ways to keep activations, and the batch that failed. Leaves: the next
+way, or a smaller budget, kept for the rest of the run and written into every checkpoint, or one sentence when a single
+sample is already too much.
 """
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fintune.models.fast_layers import Memory
 from fintune.schema.errors import RunError
 from fintune.schema.recipe import Recipe
 from fintune.trees.packing import Batch, PaddedBatch
@@ -22,15 +25,25 @@ _OTHER_WORDS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out
 
 @dataclass
 class TokenBudget:
-    """How many tokens are computed at once.
+    """How much is computed and kept at once.
 
     Attributes:
         tokens: the packing budget in use.
-        retries: steps that were repeated with a smaller one, each time counted.
+        retries: steps that were repeated with less memory, each time counted.
+        memory: how our own layers keep activations; None where transformers' run.
     """
 
     tokens: int
     retries: int = 0
+    memory: Memory | None = None
+
+    def keep_less(self, policies: Sequence[Memory]) -> bool:
+        """Goes on to the next of ``policies``; False where there is none."""
+        if self.memory not in policies or self.memory == policies[-1]:
+            return False
+        self.memory = policies[policies.index(self.memory) + 1]
+        self.retries += 1
+        return True
 
     def shrink(self, batch: Batch) -> None:
         """Halves the budget until ``batch``, which did not fit and has several samples, has to be split."""
@@ -78,26 +91,39 @@ class RandomState:
             torch.cuda.set_rng_state(self.device, self.index)
 
 
-def require_divisible(step: int, batch: Batch, world: int, remedy: str) -> None:
-    """Refuses to go on where a smaller budget cannot help.
+def require_one_process(step: int, world: int) -> None:
+    """Refuses to repeat a step that other processes have gone on with.
 
     Raises:
-        RunError: the batch that failed is a single sample, or other processes would wait for this one.
+        RunError: others would wait for this one.
     """
     if world > 1:
         raise RunError(
             f"Step {step} ran out of memory on one of {world} processes.",
             "Lower training.tokens_per_batch and start the same command again; it goes on from the newest checkpoint.",
         )
+
+
+def require_divisible(step: int, batch: Batch, remedy: str) -> None:
+    """Refuses to go on where a smaller budget cannot help.
+
+    Raises:
+        RunError: the batch that failed is a single sample.
+    """
     if batch.n_samples <= 1:
         raise RunError(
             f"Step {step}: a sample of {batch.sample_tokens:,} tokens alone does not fit into memory.", remedy
         )
 
 
-def memory_remedy(recipe: Recipe) -> str:
-    """Which keys make a single sample need less: first the one under which the run may go on where it is."""
-    if not recipe.training.gradient_checkpointing:
+def memory_remedy(recipe: Recipe, *, fast: bool) -> str:
+    """Which keys make a single sample need less: first the one under which the run may go on where it is.
+
+    Args:
+        recipe: the recipe.
+        fast: our own layers run, which have kept less already before a sample is said not to fit.
+    """
+    if not fast and not recipe.training.gradient_checkpointing:
         return (
             "Set training.gradient_checkpointing=true and start the same command again; it goes on from the newest "
             "checkpoint."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,24 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from fintune.inference.forward import EdgeModel
+from fintune.models.fast_layers import Memory
 from fintune.schema.errors import RunError
+from fintune.training.ahead import StepsAhead
 from fintune.training.by_task import TASK_LOSS, TaskMeter
 from fintune.training.checkpoints import newest_intact, rotate, staged_checkpoint
+from fintune.training.graphs import GraphedPasses
 from fintune.training.guard import REMEDY, LossGuard
 from fintune.training.steps import StepDataset
-from fintune.training.token_budget import RandomState, TokenBudget, is_out_of_memory, release_memory, require_divisible
+from fintune.training.token_budget import (
+    RandomState,
+    TokenBudget,
+    is_out_of_memory,
+    release_memory,
+    require_divisible,
+    require_one_process,
+)
 from fintune.training.weights import restore_optimizer, restore_weights
+from fintune.trees.batch import TreeBatch
 from fintune.trees.plan import Step
 
 log = logging.getLogger(__name__)
@@ -49,8 +60,10 @@ class TreeTrainer(Trainer):
             would make the resumed run differ from the straight one.
         guard: decides which updates are made.
         callbacks: further callbacks.
-        budget: tokens computed at once; shrinks when they do not fit into memory.
+        budget: tokens computed at once, and how activations are kept; less of either when they do not fit into memory.
+        policies: ways to keep activations that the model's layers know, from the one that needs most memory.
         memory_remedy: what to do when a single sample does not fit.
+        may_record: whether memory has room for passes recorded as CUDA graphs beside those that are not.
         meter: adds up losses by task; None when the steps do not tell tasks apart.
     """
 
@@ -68,7 +81,9 @@ class TreeTrainer(Trainer):
         guard: LossGuard,
         callbacks: list[Any],
         budget: TokenBudget | None = None,
+        policies: Sequence[Memory] = (),
         memory_remedy: str = "",
+        may_record: bool = True,
         meter: TaskMeter | None = None,
     ) -> None:
         self.edge_model = edge_model
@@ -80,33 +95,65 @@ class TreeTrainer(Trainer):
         self.save_steps = save_steps
         self.guard = guard
         self.budget = budget or TokenBudget(steps.tokens_per_batch)
+        self.policies = policies
         self.memory_remedy = memory_remedy
+        self.may_record = may_record
         self.meter = meter
         self.last_step: Step | None = None
         self.logged_skips = ""  # of the latest line of metrics, for MetricsCallback; likewise the next
         self.logged_tasks: dict[str, dict[str, float]] = {}
         self._step_loss, self._loss = torch.zeros(()), 0.0
+        self._unlogged_loss = torch.zeros(())  # on the host, where the Trainer reads it without waiting for the GPU
+        self._trained: list[nn.Parameter] = []
+        self._is_first_step = True
+        self._is_graphed: bool | None = None
+        self._recorded: GraphedPasses | None = None
         self._task_losses = torch.zeros(0)
         super().__init__(model=edge_model.model, args=arguments, train_dataset=steps, callbacks=callbacks)
         self.loss_is_scaled_for_ga = True
+        self.ahead = StepsAhead(steps, self.args.device)
         self.remove_callback(PrinterCallback)  # metrics.jsonl and the progress bar say it
 
-    def get_train_dataloader(self) -> DataLoader[Step]:
-        """Steps in order; the plan inside them has already drawn and dealt out the samples."""
-        return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only)
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """The Trainer's own, without its walks through all modules at every step."""
+        model: Any = self.model
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._is_first_step = True
+        model.zero_grad = self._drop_gradients
+        try:
+            return super().train(*arguments, **options)
+        finally:
+            del model.zero_grad
+            self.ahead.close()
+
+    def _drop_gradients(self, set_to_none: bool = True) -> None:
+        for parameter in self._trained:
+            parameter.grad = None
+
+    def get_train_dataloader(self) -> DataLoader[int]:
+        """Numbers of steps in order; the plan behind them has already drawn and dealt out the samples."""
+        numbers: Any = range(len(self.steps))
+        return DataLoader(numbers, batch_size=1, shuffle=False, collate_fn=_only)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Step], None]:
+        """The steps behind the numbers."""
+        numbers, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return [self.ahead.take(number) for number in numbers], None
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward over all batches of one step; returns the step's mean loss on this rank."""
+        """Forward and backward over all batches of one step; what it returns, the Trainer would only add up."""
         step: Step = inputs
         if step.budget > self.budget.tokens:  # planned ahead, before memory ran out
             step = self.steps[step.number]
-        model.train()
+        if self._is_first_step or not model.training:  # an adapter may train around a base that does not yet
+            model.train()
+            self._is_first_step = False
         drawn = RandomState.of(self.args.device)
         while (failed := self._accumulate(model, step)) is not None:
-            step = self._in_smaller_batches(model, step, failed)
+            step = self._with_less_memory(model, step, failed)
             drawn.restore()
         self.last_step = step
-        return torch.nan_to_num(self._step_loss, nan=0.0, posinf=0.0, neginf=0.0)  # the Trainer's sum would stay NaN
+        return torch.zeros((), device=self.args.device)  # ``_get_grad_norm`` knows the loss without a second wait
 
     def _accumulate(self, model: nn.Module, step: Step) -> int | None:
         """Adds up the gradients of a step; the number of the batch that did not fit into memory, None when all did.
@@ -116,11 +163,19 @@ class TreeTrainer(Trainer):
         scale = self.steps.world / step.total_weight if step.total_weight else 0.0  # DDP averages over ranks
         total = torch.zeros((), device=self.args.device)
         self._task_losses = torch.zeros(self.steps.n_tasks, device=self.args.device)
+        graphs = self._graphs()
+        if graphs is not None:
+            graphs.start()
         for number in range(len(step.batches)):
             try:
-                with self._synchronised(model, last=number == len(step.batches) - 1):
-                    loss = self._batch_loss(step, number, model) * scale
-                    self.accelerator.backward(loss)
+                batch = step.batches[number]
+                if graphs is not None and isinstance(batch, TreeBatch):
+                    loss, losses = graphs.add(batch, scale)
+                    self._note_tasks(step, number, losses)
+                else:
+                    with self._synchronised(model, last=number == len(step.batches) - 1):
+                        loss = self._batch_loss(step, number, model) * scale
+                        self._backward(loss)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -129,16 +184,40 @@ class TreeTrainer(Trainer):
         self._step_loss = total
         return None
 
-    def _in_smaller_batches(self, model: nn.Module, step: Step, failed: int) -> Step:
-        """The same samples under a smaller budget, which stays; nothing of the failed attempt is left.
+    def _backward(self, loss: Tensor) -> None:
+        if getattr(self.accelerator, "scaler", None) is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self.accelerator.backward(loss)
+
+    def _with_less_memory(self, model: nn.Module, step: Step, failed: int) -> Step:
+        """The step to compute in place of one that failed; nothing of the failed attempt is left.
 
         Raises:
-            RunError: smaller batches are not to be had.
+            RunError: nothing is left to be had.
         """
         model.zero_grad(set_to_none=True)
+        self._is_graphed = self._recorded = None  # graphs hold memory, and compute as they were recorded
         release_memory()
+        require_one_process(step.number + 1, self.steps.world)
+        before = self.budget.memory
+        if not self.budget.keep_less(self.policies):
+            return self._in_smaller_batches(step, failed)
+        assert self.budget.memory is not None
+        self.edge_model.memory = self.budget.memory
+        log.warning(
+            "Step %d ran out of memory: from here on activations are kept by %s instead of %s, which takes longer and "
+            "changes neither the effective batch nor the result.",
+            step.number + 1,
+            self.budget.memory,
+            before,
+        )
+        return step
+
+    def _in_smaller_batches(self, step: Step, failed: int) -> Step:
+        """The same samples under a smaller budget, which stays."""
         batch, before = step.batches[failed], self.budget.tokens
-        require_divisible(step.number + 1, batch, self.steps.world, self.memory_remedy)
+        require_divisible(step.number + 1, batch, self.memory_remedy)
         self.budget.shrink(batch)
         self.steps.tokens_per_batch = self.budget.tokens
         log.warning(
@@ -156,17 +235,38 @@ class TreeTrainer(Trainer):
         if not step.by_task:
             return self.edge_model.loss_sum(batch, model)
         loss, losses = self.edge_model.loss_by_edge(batch, model)
-        weight = step.by_task[number].weight.to(self.args.device, non_blocking=True)
-        self._task_losses += (weight * losses).sum(1)  # not a product, which a GPU may round to TF32
+        self._note_tasks(step, number, losses)
         return loss
+
+    def _note_tasks(self, step: Step, number: int, losses: Tensor) -> None:
+        if step.by_task:
+            weight = step.by_task[number].weight.to(self.args.device, non_blocking=True)
+            self._task_losses += (weight * losses).sum(1)  # not a product, which a GPU may round to TF32
+
+    def _graphs(self) -> GraphedPasses | None:
+        """Recorded passes where the model and the run suit them; decided once all is on its device."""
+        if self._is_graphed is None:
+            scaler = getattr(self.accelerator, "scaler", None)
+            alone = self.steps.world == 1 and scaler is None and self.steps.packing != "none"
+            self._is_graphed = self.may_record and alone
+            if self._is_graphed and GraphedPasses.suits(self.edge_model):
+                self._recorded = GraphedPasses(self.edge_model)
+        return self._recorded
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        return self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
         """The gradient norm; the last point before the update, so the guard decides here, with one synchronisation."""
-        trainer: Any = super()
-        norm = torch.as_tensor(trainer._get_grad_norm(model, grad_norm=grad_norm), device=self._step_loss.device)
+        if grad_norm is None:
+            grad_norm = self.accelerator.clip_grad_norm_(self._trained, math.inf)  # an infinite limit clips nothing
+        norm = torch.as_tensor(grad_norm, device=self._step_loss.device)
         figures = torch.cat([torch.stack([self._step_loss, norm.float()]), self._task_losses])
-        seen: Any = self.accelerator.reduce(figures, reduction="mean")
-        self._loss, norm_value, *task_losses = seen.tolist()
+        if self.steps.world > 1:
+            figures = self.accelerator.reduce(figures, reduction="mean")
+        self.ahead.prepare(self.state.global_step + 1)  # the GPU is still computing: what follows waits for it
+        self._loss, norm_value, *task_losses = figures.tolist()
+        self._unlogged_loss += self._loss if math.isfinite(self._loss) else 0.0
         step = self.state.global_step + 1
         fault = self.guard.fault(self._loss, norm_value)
         if fault is None:
@@ -200,6 +300,9 @@ class TreeTrainer(Trainer):
         restore_optimizer(self.optimizer, checkpoint.path)
         self.guard.rolled_back(checkpoint.step)
         log.warning("Weights and optimiser of step %d are restored; training goes on with new rows.", checkpoint.step)
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, *arguments: Any, **options: Any) -> None:
+        super()._maybe_log_save_evaluate(self._unlogged_loss, *arguments, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Passes metrics on, with the loss as a mean over the updates that were made."""

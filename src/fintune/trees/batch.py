@@ -30,6 +30,7 @@ class TreeBatch:
         sample_tokens: tokens before sharing, for the log.
         real_tokens: tokens without padding.
         n_samples: samples merged into the batch.
+        longest: tokens of the longest sample; 0 where it is not known.
     """
 
     tokens: Tensor
@@ -42,6 +43,7 @@ class TreeBatch:
     sample_tokens: int
     real_tokens: int
     n_samples: int
+    longest: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -50,6 +52,12 @@ class TreeBatch:
     def weight(self) -> float:
         """Summed edge weight; what the loss of the whole step is divided by."""
         return float(self.edge_weight.sum())
+
+    @property
+    def equal_rows(self) -> int:
+        """How many samples there are where they are of one length, share nothing and need no padding; else 0."""
+        shares_nothing = self.sample_tokens == self.real_tokens == len(self)
+        return self.n_samples if shares_nothing and self.longest * self.n_samples == len(self) else 0
 
     def to(self, device: torch.device) -> TreeBatch:
         """The same batch with its tensors on ``device``."""
@@ -70,19 +78,24 @@ def bucket_size(length: int, budget: int) -> int:
 def batch_from_tree(tree: PrefixTree, *, pad_to: int | None = None) -> TreeBatch:
     """Turns a prefix tree into tensors; every node with positive supervision becomes a loss edge."""
     children = np.flatnonzero(tree.is_edge)
-    parents, edge_parent = np.unique(tree.parent[children], return_inverse=True)
-    size = len(tree)
-    padding = max(0, (pad_to or size) - size)
-    pad_positions = np.arange(size, size + padding)
+    edge_parent, size = tree.parent[children], len(tree)
+    is_parent = np.zeros(size, np.bool_)
+    is_parent[edge_parent] = True
+    tokens, depth, subtree_end = tree.tokens, tree.depth, tree.subtree_end
+    if pad_to is not None and pad_to > size:
+        padding = np.zeros(pad_to - size, np.int64)
+        tokens, depth = np.concatenate([tokens, padding]), np.concatenate([depth, padding])
+        subtree_end = np.concatenate([subtree_end, np.arange(size + 1, pad_to + 1)])
     return TreeBatch(
-        tokens=torch.from_numpy(np.concatenate([tree.tokens, np.zeros(padding, np.int64)])),
-        depth=torch.from_numpy(np.concatenate([tree.depth, np.zeros(padding, np.int64)])),
-        subtree_end=torch.from_numpy(np.concatenate([tree.subtree_end, pad_positions + 1])),
-        parents=torch.from_numpy(parents),
-        edge_parent=torch.from_numpy(edge_parent.astype(np.int64)),
+        tokens=torch.from_numpy(tokens),
+        depth=torch.from_numpy(depth),
+        subtree_end=torch.from_numpy(subtree_end),
+        parents=torch.from_numpy(np.flatnonzero(is_parent)),
+        edge_parent=torch.from_numpy((np.cumsum(is_parent) - 1)[edge_parent]),  # its place among the parents
         edge_target=torch.from_numpy(tree.tokens[children]),
         edge_weight=torch.from_numpy(tree.supervision[children].astype(np.float32)),
         sample_tokens=sum(len(path) for path in tree.paths),
         real_tokens=size,
         n_samples=len(tree.paths),
+        longest=max((len(path) for path in tree.paths), default=0),
     )

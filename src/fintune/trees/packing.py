@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fintune.schema.recipe import Packing
 from fintune.trees.batch import TreeBatch, batch_from_tree, bucket_size
-from fintune.trees.prefix_tree import TokenSample, build_tree, depth_first_order, shared_prefix_length
+from fintune.trees.prefix_tree import PrefixTree, TokenSample, build_tree, depth_first_order, grow_tree, lay_out
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ def split_by_budget(samples: Sequence[TokenSample], packing: Packing, budget: in
     For ``none`` by length, the cost being rows times the longest row.
     """
     if packing == "tree":
-        return _split_tree(samples, budget)
+        order = depth_first_order(samples)
+        row = lay_out([samples[i] for i in order], share=True)
+        return [order[first:last] for first, last in _split_tree(row.lengths.tolist(), row.shared.tolist(), budget)]
     by_length = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
     return (
         _split_best_fit(samples, by_length, budget)
@@ -100,19 +102,17 @@ def split_by_budget(samples: Sequence[TokenSample], packing: Packing, budget: in
     )
 
 
-def _split_tree(samples: Sequence[TokenSample], budget: int) -> list[list[int]]:
-    groups: list[list[int]] = []
+def _split_tree(lengths: Sequence[int], shared: Sequence[int], budget: int) -> list[tuple[int, int]]:
+    """First and one past the last of each group of neighbours."""
+    firsts: list[int] = []
     used = 0
-    for index in depth_first_order(samples):
-        sample = samples[index]
-        extra = len(sample) - shared_prefix_length(samples[groups[-1][-1]].tokens, sample.tokens) if groups else 0
-        if groups and used + extra <= budget:
-            groups[-1].append(index)
-            used += extra
+    for place, (length, kept) in enumerate(zip(lengths, shared, strict=True)):
+        if firsts and used + length - kept <= budget:
+            used += length - kept
         else:
-            groups.append([index])
-            used = len(sample)
-    return groups
+            firsts.append(place)
+            used = length
+    return list(zip(firsts, [*firsts[1:], len(lengths)], strict=False))  # no samples, no groups
 
 
 def _split_best_fit(samples: Sequence[TokenSample], order: Sequence[int], budget: int) -> list[list[int]]:
@@ -141,6 +141,21 @@ def _split_rectangles(samples: Sequence[TokenSample], order: Sequence[int], budg
     return groups
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A batch and where it came from.
+
+    Attributes:
+        batch: what the model computes.
+        members: numbers of its samples, in the order in which the batch was made from them.
+        tree: the tree it was made from, with paths in the order of ``members``; None for padded rows.
+    """
+
+    batch: Batch
+    members: list[int]
+    tree: PrefixTree | None = None
+
+
 def pack_samples(
     samples: Sequence[TokenSample], packing: Packing, budget: int, *, buckets: bool = False
 ) -> list[Batch]:
@@ -152,12 +167,28 @@ def pack_samples(
         budget: tokens computed at once.
         buckets: pad token counts to at most eight sizes, for compiled attention.
     """
-    batches: list[Batch] = []
-    for group in split_by_budget(samples, packing, budget):
-        members = [samples[i] for i in group]
-        if packing == "none":
-            batches.append(pad_samples(members))
-            continue
-        tree = build_tree(members, share=packing == "tree")
-        batches.append(batch_from_tree(tree, pad_to=bucket_size(len(tree), budget) if buckets else None))
-    return batches
+    return [packed.batch for packed in pack_with_members(samples, packing, budget, buckets=buckets)]
+
+
+def pack_with_members(
+    samples: Sequence[TokenSample], packing: Packing, budget: int, *, buckets: bool = False
+) -> list[Packed]:
+    """``pack_samples``, and for each batch what it was made from."""
+    if packing == "none":
+        groups = split_by_budget(samples, packing, budget)
+        return [Packed(pad_samples([samples[i] for i in group]), group) for group in groups]
+    return [
+        Packed(batch_from_tree(tree, pad_to=bucket_size(len(tree), budget) if buckets else None), group, tree)
+        for group, tree in _trees(samples, packing, budget)
+    ]
+
+
+def _trees(samples: Sequence[TokenSample], packing: Packing, budget: int) -> Iterator[tuple[list[int], PrefixTree]]:
+    if packing != "tree":
+        for group in split_by_budget(samples, packing, budget):
+            yield group, build_tree([samples[i] for i in group], share=False)
+        return
+    order = depth_first_order(samples)
+    row = lay_out([samples[i] for i in order], share=True)  # once for the whole step: groups are neighbours in it
+    for first, last in _split_tree(row.lengths.tolist(), row.shared.tolist(), budget):
+        yield order[first:last], grow_tree(row.part(first, last))

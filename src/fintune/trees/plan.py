@@ -16,7 +16,7 @@ import numpy as np
 from fintune.schema.example import Example
 from fintune.schema.recipe import Packing
 from fintune.trees.mixture import Mixture
-from fintune.trees.packing import Batch, pack_samples
+from fintune.trees.packing import Batch, pack_with_members
 from fintune.trees.prefix_tree import IntArray, TokenSample
 from fintune.trees.task_edges import TaskEdges, edges_by_task
 
@@ -135,7 +135,8 @@ def make_step(
         n_tasks: tasks of the whole run.
         number: which step of the run it is.
     """
-    batches = pack_samples(samples, packing, budget, buckets=buckets)
+    packed = pack_with_members(samples, packing, budget, buckets=buckets)
+    batches = [one.batch for one in packed]
     total_weight = sum(batch.weight for batch in batches)
     mine = batches[rank::world]
     rounds = math.ceil(len(batches) / world)
@@ -143,6 +144,6 @@ def make_step(
     mine += [batches[0].as_filler()] * short
     by_task: list[TaskEdges] = []
     if tasks:
-        edges = edges_by_task(batches, samples, tasks, n_tasks, packing, budget)
+        edges = edges_by_task(packed, samples, tasks, n_tasks)
         by_task = edges[rank::world] + [edges[0].as_filler()] * short
     return Step(tuple(mine), total_weight, len(samples), tuple(by_task), number, budget)

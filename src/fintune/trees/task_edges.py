@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fintune.schema.recipe import Packing
-from fintune.trees.packing import Batch, PaddedBatch, split_by_budget
-from fintune.trees.prefix_tree import FloatArray, IntArray, TokenSample, build_tree
+from fintune.trees.packing import Packed, PaddedBatch
+from fintune.trees.prefix_tree import FloatArray, IntArray, PrefixTree, TokenSample
 
 
 @dataclass(frozen=True)
@@ -44,31 +43,23 @@ class TaskEdges:
 
 
 def edges_by_task(
-    batches: Sequence[Batch],
-    samples: Sequence[TokenSample],
-    tasks: Sequence[int],
-    n_tasks: int,
-    packing: Packing,
-    budget: int,
+    packed: Sequence[Packed], samples: Sequence[TokenSample], tasks: Sequence[int], n_tasks: int
 ) -> list[TaskEdges]:
     """The edges of each batch by task.
 
     Args:
-        batches: what ``pack_samples`` made of the samples.
+        packed: what ``pack_with_members`` made of the samples.
         samples: the samples of one optimiser step.
         tasks: the task number of each sample.
         n_tasks: K.
-        packing: as given to ``pack_samples``.
-        budget: as given to ``pack_samples``.
     """
-    groups = split_by_budget(samples, packing, budget)
     found = []
-    for batch, group in zip(batches, groups, strict=True):
-        members, numbers = [samples[i] for i in group], np.asarray([tasks[i] for i in group])
+    for one in packed:
+        members, numbers = [samples[i] for i in one.members], np.asarray([tasks[i] for i in one.members])
         weight = (
-            _padded_weight(batch, numbers, n_tasks)
-            if isinstance(batch, PaddedBatch)
-            else _tree_weight(members, numbers, n_tasks, share=packing == "tree")
+            _padded_weight(one.batch, numbers, n_tasks)
+            if isinstance(one.batch, PaddedBatch)
+            else _tree_weight(one.tree, members, numbers, n_tasks)
         )
         lengths = [len(sample) for sample in members]
         tokens = np.bincount(numbers, lengths, minlength=n_tasks).astype(np.int64)
@@ -76,11 +67,11 @@ def edges_by_task(
     return found
 
 
-def _tree_weight(members: Sequence[TokenSample], tasks: IntArray, n_tasks: int, *, share: bool) -> Tensor:
-    tree = build_tree(members, share=share)  # the tree the batch was made from
-    weight = np.zeros((n_tasks, len(tree)))
-    for sample, task, path in zip(members, tasks, tree.paths, strict=True):
-        weight[task, path] += sample.supervision
+def _tree_weight(tree: PrefixTree | None, members: Sequence[TokenSample], tasks: IntArray, n_tasks: int) -> Tensor:
+    assert tree is not None  # only padded rows have none
+    place = np.concatenate(tree.paths) + len(tree) * np.repeat(tasks, [len(path) for path in tree.paths])
+    supervision = np.concatenate([sample.supervision for sample in members])
+    weight = np.bincount(place, supervision, n_tasks * len(tree)).reshape(n_tasks, len(tree))
     return torch.from_numpy(weight[:, tree.is_edge].astype(np.float32))
 
 

@@ -1,0 +1,139 @@
+"""fintune in a plain loop over packed optimiser steps: what its trainer computes, without its bookkeeping.
+
+Enters: a job. Leaves: its measurements, and for the efficiency table what is trained and what is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fintune.inference.forward import EdgeModel, choose_backend
+from fintune.models import attach_adapter, load_base
+from fintune.models.adapter_files import save_adapter
+from fintune.models.adapters import count_parameters
+from fintune.models.fast_layers import Memory
+from fintune.models.load import LoadedBase
+from fintune.schema.recipe import AdapterSection, ModelSection
+from fintune.trees.plan import StepPlan, make_step
+from fintune.trees.prefix_tree import TokenSample
+from peer_runs.data import random_tokens, read_samples
+from peer_runs.recording import Recorder
+from peer_runs.settings import ALPHA, LEARNING_RATE, RANK, SEED, Job
+
+Step = Callable[[Sequence[TokenSample]], Tensor]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that stands ready, and the function that takes one optimiser step and returns its loss."""
+
+    base: LoadedBase
+    model: EdgeModel
+    step: Step
+
+
+def run_fintune(job: Job, recorder: Recorder) -> None:
+    """Trains on the job's tokens and records it."""
+    setting = job.setting
+    ready = fintune_step(
+        job.checkpoint,
+        torch.device(job.device),
+        setting.quantization,
+        adapter=setting.adapter,
+        targets=job.targets,
+        tokens_at_once=setting.tokens_at_once or min(setting.at_once, job.rows) * job.length,
+        memory=setting.memory,
+        max_grad_norm=1.0 if job.workload == "phrasebank" else 0.0,  # as TRL clips, and the dense loop does not
+    )
+    draw = samples_of(job, ready.base.model.config.vocab_size)
+    recorder.facts["trainable"], recorder.facts["parameters"] = count_parameters(ready.model.model)
+    recorder.ready()
+    losses = []
+    for number in range(job.steps):
+        samples = draw(number)
+        losses.append(ready.step(samples))
+        recorder.step_done(sum(map(len, samples)), len(samples))
+    if job.workload == "efficiency":
+        recorder.facts["saved_bytes"] = saved_bytes(ready, Path(job.folder) / "saved")
+    recorder.finish(torch.stack(losses[-job.window :]).mean().item())
+
+
+def fintune_step(
+    checkpoint: str,
+    device: torch.device,
+    quantization: str,
+    *,
+    adapter: str = "lora",
+    targets: tuple[str, ...] = (),
+    tokens_at_once: int = 8192,
+    memory: Memory = "keep",
+    max_grad_norm: float = 0.0,
+) -> Prepared:
+    """Loads a base, attaches what is trained, and returns how a step over it is taken.
+
+    Args:
+        checkpoint: folder of the base model.
+        device: where it goes.
+        quantization: how the frozen base is held: none, nf4 or fp8.
+        adapter: lora, or none for all weights.
+        targets: layers that get an adapter.
+        tokens_at_once: packing budget.
+        memory: keep activations for the backward pass, recompute them, or also offload layers' inputs.
+        max_grad_norm: clip; 0 switches it off.
+    """
+    section = ModelSection.model_validate({"base": checkpoint, "quantization": quantization, "dtype": "bfloat16"})
+    base = load_base(section, device=device, for_training=True)
+    adapted = AdapterSection.model_validate({"kind": adapter, "rank": RANK, "alpha": ALPHA, "targets": targets})
+    backend = choose_backend("auto", device)
+    model = EdgeModel(attach_adapter(base, adapted, seed=SEED), backend, base.dtype)
+    model.memory = memory
+    model.model.train()
+    trained = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+
+    def step(samples: Sequence[TokenSample]) -> Tensor:
+        packed = make_step(samples, "tree", tokens_at_once, buckets=backend == "flex")
+        total = torch.zeros((), device=device)
+        for batch in packed.batches:
+            loss = model.loss_sum(batch.to(device)) / packed.total_weight
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        if max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total
+
+    return Prepared(base, model, step)
+
+
+def samples_of(job: Job, vocabulary: int) -> Callable[[int], list[TokenSample]]:
+    """The samples of a step by its number."""
+    if job.workload != "phrasebank":
+        return lambda step: [whole(row) for row in random_tokens(step, job.rows, job.length, vocabulary)]
+    assert job.phrasebank is not None
+    known = [supervised(s.tokens, s.completion_start) for s in read_samples(job.phrasebank)]
+    plan = StepPlan(tuple(range(len(known))), job.setting.at_once, SEED)
+    return lambda step: [known[i] for i in plan.indices(step)]
+
+
+def whole(row: Any) -> TokenSample:
+    """A row in which every token but the first is supervised."""
+    return supervised(row, 1)
+
+
+def supervised(tokens: Any, start: int) -> TokenSample:
+    return TokenSample(np.asarray(tokens, np.int64), (np.arange(len(tokens)) >= start).astype(np.float64))
+
+
+def saved_bytes(ready: Prepared, folder: Path) -> int:
+    """Size of the trained weights as saved; the tokenizer beside them is not counted."""
+    save_adapter(ready.model.model, ready.base.tokenizer, folder, ready.base.files)
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))

@@ -1,0 +1,86 @@
+"""The comparison with other libraries: every row is measured or says why not, on the same tokens for all."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "peers.py"
+TINY = ["--shape", "tiny", "--device", "cpu", "--warm-up", "1", "--repeats", "2", "--window", "1"]
+
+pytestmark = pytest.mark.skipif(not BENCHMARK.is_file(), reason="the benchmarks are not part of this copy")
+
+
+def run(*options):
+    return subprocess.run(
+        [sys.executable, str(BENCHMARK), *map(str, options)], capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.slow
+def test_every_configuration_is_a_row_and_both_libraries_start_from_the_same_loss(tmp_path):
+    file = tmp_path / "dense.json"
+    names = ["fintune-bf16", "trl-bf16", "unsloth-nf4"]
+    done = run("dense", *TINY, "--rows", 2, "--length", 16, "--work-dir", tmp_path, "--json", file, "--only", *names)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
+    assert list(rows) == names
+    ours, theirs = rows["fintune-bf16"], rows["trl-bf16"]
+    for row in (ours, theirs):
+        assert [window["tokens"] for window in row["windows"]] == [32, 32]
+        assert row["steps"] == 3
+        least, most = row["tokens_per_s"][1:]
+        assert 0 < least <= row["tokens_per_s"][0] <= most
+    # The same weights and tokens, an adapter that starts at nothing: what is left is bf16 rounding and two small steps.
+    assert ours["loss"] == pytest.approx(theirs["loss"], abs=0.02)
+    if importlib.util.find_spec("unsloth") is None:
+        assert "unsloth" in rows["unsloth-nf4"]["error"]
+    assert all(name in done.stdout for name in names)
+
+
+@pytest.mark.slow
+def test_tokenised_samples_are_counted_before_prefixes_are_shared(tmp_path):
+    samples = [{"tokens": [1, 5, 6, 7, number, 2], "completion_start": 4} for number in range(8, 248)]
+    data = tmp_path / "samples.jsonl"
+    data.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    file = tmp_path / "phrasebank.json"
+    options = [*TINY, "--work-dir", tmp_path, "--phrasebank", data, "--json", file, "--only", "fintune-bf16"]
+    done = run("phrasebank", *options)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(file.read_text())["rows"]
+    # 240 samples in steps of 168: the first epoch's rest, then a whole step.
+    assert [(w["samples"], w["tokens"]) for w in row["windows"]] == [(72, 72 * 6), (168, 168 * 6)]
+
+
+def test_a_time_limit_ends_a_configuration_and_not_the_run(tmp_path):
+    written = run("checkpoint", "--shape", "tiny", "--device", "cpu", "--work-dir", tmp_path)
+    assert written.returncode == 0, written.stderr
+    file = tmp_path / "dense.json"
+    options = [*TINY, "--work-dir", tmp_path, "--json", file, "--timeout", "0.05", "--only", "fintune-bf16", "trl-bf16"]
+    done = run("dense", *options)
+    assert done.returncode == 0, done.stderr
+    assert [row["error"] for row in json.loads(file.read_text())["rows"]] == ["stopped after 0.05 s"] * 2
+
+
+def test_an_unknown_configuration_is_refused_with_the_known_ones(tmp_path):
+    done = run("dense", "--only", "unslotth", "--work-dir", tmp_path)
+    assert done.returncode == 2
+    assert "dense has no unslotth; it has unsloth-nf4" in done.stderr
+
+
+@pytest.fixture
+def peer_runs(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARK.parent))
+    yield importlib.import_module("peer_runs.data")
+    for name in [name for name in sys.modules if name.split(".")[0] == "peer_runs"]:
+        del sys.modules[name]
+
+
+def test_tokens_of_a_step_depend_on_its_number_alone(peer_runs):
+    first, again, other = (peer_runs.random_tokens(step, 2, 8, 100) for step in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
