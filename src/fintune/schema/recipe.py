@@ -161,7 +161,10 @@ class TrainingSection(_Section):
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second-moment decay.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient-norm clip; 0 switches it off.")
-    gradient_checkpointing: bool = Field(False, description="Recompute layers in the backward pass to save memory.")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Recompute in the backward pass even where memory would do without.",
+    )
     save_steps: int = Field(50, ge=1, description="Checkpoint interval: at most this many steps are redone.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept beside the best one.")
     eval_steps: int | None = Field(
