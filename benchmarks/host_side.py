@@ -26,8 +26,9 @@ import torch
 from fintune.environment import describe_environment
 from fintune.schema.loading import load_recipe
 from fintune.schema.recipe import Packing, TaskSection
-from fintune.training.ahead import StepsAhead, flatten, unflatten
+from fintune.training.ahead import StepsAhead
 from fintune.training.callbacks import InterruptCallback, MetricsCallback, ScheduleCallback
+from fintune.training.flat_step import flatten, unflatten
 from fintune.training.guard import LossGuard
 from fintune.training.metrics_log import MetricsLog
 from fintune.training.run import trainer_arguments

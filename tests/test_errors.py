@@ -245,7 +245,7 @@ MISTAKES = [
     Mistake(
         "mistyped value",
         lambda b: b.train("model.quantization=nf5"),
-        "override model.quantization=nf5: model.quantization must be one of none, nf4, int8, but is nf5.",
+        "override model.quantization=nf5: model.quantization must be one of none, nf4, int8, fp8, but is nf5.",
         "Did you mean nf4?",
     ),
     Mistake(

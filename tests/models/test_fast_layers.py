@@ -179,6 +179,20 @@ def test_nf4(load_tiny, memory):
     assert_fast_equals_plain(model.train(), memory=memory)
 
 
+def test_weights_are_held_ready_for_training_alone(load_tiny):
+    model = attach_adapter(load_tiny(quantization="nf4"), AdapterSection(rank=4), seed=0)
+    expected = loss_and_gradients(model, fast=True)
+    assert_equal(loss_and_gradients(model, fast=True, memory="ready"), expected)
+    held = fast_layers.fast_layers(model, torch.float32).layers[0].qkv.weight
+    assert held.ready is not None
+    with torch.no_grad():
+        EdgeModel(model, "sdpa").loss_sum(tree_batch())
+    assert held.ready is not None, "an evaluation between two steps leaves them"
+    EdgeModel(model, "sdpa").end_training()
+    assert held.ready is None and not model.training
+    assert_equal(loss_and_gradients(model, fast=True), expected)
+
+
 # -- on the plain path -----------------------------------------------------------------------------
 
 

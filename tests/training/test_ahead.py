@@ -14,10 +14,13 @@ import pytest
 import torch
 
 from fintune.schema.errors import DataError
-from fintune.training.ahead import StepsAhead, flatten, unflatten
+from fintune.training import ahead as ahead_module
+from fintune.training.ahead import StepsAhead
+from fintune.training.flat_step import flatten, unflatten
 from fintune.training.steps import StepDataset
 from fintune.trees.plan import StepPlan
 from fintune.trees.prefix_tree import TokenSample
+from fintune.trees.stored import store_samples
 
 CPU = torch.device("cpu")
 
@@ -145,9 +148,16 @@ class Spoilt:
 def test_an_error_comes_out_as_itself_at_its_step(ahead_of, monkeypatch):
     steps = data_set()
     spoilt = int(steps.plan.indices(4)[0])
-    from fintune.training import ahead as module
 
-    monkeypatch.setattr(module, "store_samples", lambda samples, folder: samples)  # the others get the spoilt one too
+    def spoil(samples, folder):
+        """Stores a sample that cannot be read again: its first token is supervised."""
+        good = list(samples.samples)
+        bad = object.__new__(TokenSample)
+        for name, value in (("tokens", good[spoilt].tokens), ("supervision", np.ones(len(good[spoilt]))), ("index", 0)):
+            object.__setattr__(bad, name, value)
+        return store_samples([*good[:spoilt], bad, *good[spoilt + 1 :]], folder)
+
+    monkeypatch.setattr(ahead_module, "store_samples", spoil)
     ahead = ahead_of(replace(steps, samples=Spoilt(steps.samples, spoilt)))
     for number in range(1, 4):
         ahead.take(number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import tempfile
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from hypothesis import given
 from fintune.schema.errors import RunError
 from fintune.trees import stored
 from fintune.trees.prefix_tree import TokenSample
-from fintune.trees.stored import store_samples
+from fintune.trees.stored import StoredSamples, store_samples
 from tests.trees.samples import sample, sample_lists
 
 
@@ -32,7 +31,7 @@ def test_stored_samples_equal_the_list_they_came_from(samples):
         found = store_samples(iter(samples), Path(folder) / "samples")
         assert_equal(found, samples)
         assert_equal(found[::-1], samples[::-1])
-        assert_equal(pickle.loads(pickle.dumps(found)), samples)
+        assert_equal(StoredSamples(found.folder), samples)
 
 
 def test_samples_are_written_in_pieces(tmp_path, monkeypatch):

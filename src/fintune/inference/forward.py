@@ -230,6 +230,13 @@ class EdgeModel:
             return None
         return found
 
+    def end_training(self) -> None:
+        """Puts the model into evaluation mode and gives back the memory that only training is quicker with."""
+        self.model.eval()
+        layers = self.fast_layers()
+        if layers is not None:
+            layers.release()
+
     def use_plain_attention(self) -> None:
         """Puts the architecture's own attention back, for padded rows and for code that knows nothing of trees."""
         self.set_attention("sdpa" if self._unwrapped._supports_sdpa else "eager")

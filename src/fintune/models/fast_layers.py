@@ -97,6 +97,11 @@ class FastLayers:
         finally:
             self.call = None
 
+    def release(self) -> None:
+        """Gives back, after training, what only training is quicker with: weights held ready, and pinned memory."""
+        self._hold_ready(False)
+        self.offload = Offload()
+
     def _hold_ready(self, wanted: bool) -> None:
         if wanted == self.is_ready:
             return

@@ -7,22 +7,19 @@ an error is raised where and as it would have been.
 
 from __future__ import annotations
 
-import io
+import json
 import logging
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
 from collections import deque
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
+from fintune.training.flat_step import FlatStep, flatten, read_data_set, unflatten, write_data_set
 from fintune.training.steps import StepDataset
 from fintune.trees.plan import Step
 from fintune.trees.stored import StoredSamples, store_samples
@@ -31,79 +28,8 @@ log = logging.getLogger(__name__)
 
 DEPTH = 4  # steps asked for beyond the one that is computed
 WORKERS = 2
-_ALIGNMENT = 64  # bytes; kernels are compiled anew for addresses that are less aligned
 _PIPE_BYTES = 2**20  # a whole step fits, so that a worker need not wait for its reader
 _START = "import sys; from fintune.training.ahead import serve; serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])"
-
-
-@dataclass(frozen=True)
-class FlatStep:
-    """A step whose tensors lie in one piece of memory, so that they move in one copy.
-
-    Attributes:
-        outline: the pickled step, with places in ``memory`` instead of tensors.
-        memory: (B,) uint8.
-    """
-
-    outline: bytes
-    memory: Tensor
-
-
-class _Outliner(pickle.Pickler):
-    """Pickles a step and notes its tensors; those that stay on the host are marked."""
-
-    def __init__(self, stream: io.BytesIO, step: Step) -> None:
-        super().__init__(stream, protocol=pickle.HIGHEST_PROTOCOL)
-        self.host_only = {id(edges.weight) for edges in step.by_task}
-        self.tensors: list[tuple[int, Tensor]] = []
-        self.size = 0
-
-    def persistent_id(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return None
-        start, on_host = self.size, id(value) in self.host_only
-        self.tensors.append((start, value))
-        self.size += -(-value.numel() * value.element_size() // _ALIGNMENT) * _ALIGNMENT
-        return on_host, value.dtype, start // value.element_size(), tuple(value.shape)
-
-
-class _Filler(pickle.Unpickler):
-    """Puts views of memory where the tensors were."""
-
-    def __init__(self, outline: bytes, host: Tensor, device: Tensor) -> None:
-        super().__init__(io.BytesIO(outline))
-        self.memory = {True: host, False: device}
-        self.views: dict[tuple[bool, torch.dtype], Tensor] = {}
-
-    def persistent_load(self, place: Any) -> Tensor:
-        on_host, kind, start, shape = place
-        view = self.views.get((on_host, kind))
-        if view is None:
-            view = self.views[on_host, kind] = self.memory[on_host].view(kind)
-        if len(shape) == 1:
-            return view[start : start + shape[0]]
-        size = 1
-        for length in shape:
-            size *= length
-        return view[start : start + size].view(shape)
-
-
-def flatten(step: Step) -> FlatStep:
-    """The step with its tensors copied into one piece of memory."""
-    stream = io.BytesIO()
-    outliner = _Outliner(stream, step)
-    outliner.dump(step)
-    memory = torch.empty(outliner.size, dtype=torch.uint8)
-    for start, tensor in outliner.tensors:
-        size = tensor.numel() * tensor.element_size()
-        memory[start : start + size].view(tensor.dtype).copy_(tensor.flatten())
-    return FlatStep(stream.getvalue(), memory)
-
-
-def unflatten(flat: FlatStep, device: torch.device) -> Step:
-    """The step with its batches on ``device``; what is only added up there is left on the host, weights by task."""
-    step: Step = _Filler(flat.outline, flat.memory, flat.memory.to(device, non_blocking=True)).load()
-    return step
 
 
 class StepsAhead:
@@ -178,18 +104,13 @@ class StepsAhead:
 
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="fintune-steps-")
-        file = Path(self._folder.name) / "steps.pickle"
+        file = Path(self._folder.name) / "steps.json"
         samples = self.steps.samples
         if not isinstance(samples, StoredSamples):
             samples = store_samples(samples, Path(self._folder.name) / "samples")
-        with file.open("wb") as stream:
-            pickle.dump({**_settings(self.steps), "samples": samples}, stream, pickle.HIGHEST_PROTOCOL)
+        write_data_set(self.steps, samples, file)
         for _ in range(self.n_workers):
             self._workers.append(_Worker(file))
-
-
-def _settings(steps: StepDataset) -> dict[str, Any]:
-    return {name: value for name, value in vars(steps).items() if not name.startswith("_")}
 
 
 class _Worker:
@@ -232,7 +153,7 @@ class _Worker:
 
     def ask(self, number: int, budget: int) -> None:
         """Wants a step, packed for a budget."""
-        self._requests.send((number, budget))
+        self._requests.send_bytes(json.dumps([number, budget]).encode())
         self._asked.append(number)
 
     def receive(self, number: int, *, pinned: bool) -> FlatStep | None:
@@ -241,7 +162,8 @@ class _Worker:
             return None
         while True:  # steps that were asked for, but not taken, come first
             came = self._asked.popleft()
-            size, outline = self._replies.recv()
+            outline = self._replies.recv_bytes()
+            size = json.loads(self._replies.recv_bytes())
             memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
             if size:
                 self._replies.recv_bytes_into(memory.numpy())
@@ -275,12 +197,11 @@ def serve(requests_handle: int, replies_handle: int, file: str) -> None:
     """What a worker does: packs each step it is asked for, until nobody asks any more."""
     requests, replies = Connection(requests_handle, writable=False), Connection(replies_handle, readable=False)
     torch.set_num_threads(1)
-    with Path(file).open("rb") as stream:
-        steps = StepDataset(**pickle.load(stream))
+    steps = read_data_set(Path(file))
     try:
         replies.send_bytes(b"ready")
         while True:
-            number, steps.tokens_per_batch = requests.recv()
+            number, steps.tokens_per_batch = json.loads(requests.recv_bytes())
             _reply(replies, steps, number)
     except (EOFError, BrokenPipeError):
         return
@@ -290,8 +211,10 @@ def _reply(replies: Connection, steps: StepDataset, number: int) -> None:
     try:
         flat = flatten(steps[number])
     except Exception:  # the trainer packs the step once more, and meets the error where it can be told
-        replies.send((0, b""))
+        replies.send_bytes(b"")
+        replies.send_bytes(b"0")
         return
-    replies.send((len(flat.memory), flat.outline))
+    replies.send_bytes(flat.outline)
+    replies.send_bytes(str(len(flat.memory)).encode())
     if len(flat.memory):
         replies.send_bytes(flat.memory.numpy().data)

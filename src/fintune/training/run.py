@@ -271,7 +271,7 @@ def train_model(
             training.best_metric,
         )
     best_step = _load_best(trainer, model, run) if training.best_metric else None
-    model.model.eval()
+    model.end_training()
     return TrainedRun(
         steps=done,
         resumed_from=start.step,

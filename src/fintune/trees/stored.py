@@ -1,7 +1,7 @@
 """Tokenised samples in flat files instead of one Python object each, so that a million of them cost no memory.
 
-Enters: samples. Leaves: ``StoredSamples``, a sequence of equal samples read from a memory map. It pickles as the name
-of its folder: other processes open the same pages of the same files.
+Enters: samples. Leaves: ``StoredSamples``, a sequence of equal samples read from a memory map. Other processes that
+open the same folder share its pages.
 """
 
 from __future__ import annotations
@@ -35,9 +35,6 @@ class StoredSamples(Sequence[TokenSample]):
         self._places = _mapped(folder / _PLACES, np.int64).reshape(-1, 3)
         self._tokens = _mapped(folder / _TOKENS, np.int32)
         self._weights = _mapped(folder / _WEIGHTS, np.float64)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return StoredSamples, (self.folder,)
 
     def __len__(self) -> int:
         return len(self._places)
