@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from fintune.inference.forward import EdgeModel
+from fintune.models.foreign import first_line
+from fintune.schema.errors import RunError
 from fintune.trees.batch import TreeBatch
 
 log = logging.getLogger(__name__)
@@ -123,6 +125,11 @@ class GraphedPasses:
         return loss.detach(), losses[:edges]
 
     def _record(self, batch: TreeBatch) -> _Recorded:
+        """Records the pass over a batch of this size, without running it.
+
+        Raises:
+            RunError: it cannot be recorded; memory ran out, say.
+        """
         own = batch.to(self.model.device)
         copies: dict[str, Any] = {name: v.clone() for name, v in vars(own).items() if isinstance(v, Tensor)}
         still = replace(own, **copies)
@@ -131,8 +138,15 @@ class GraphedPasses:
         gc.collect()
         torch.cuda.empty_cache()  # graphs have memory of their own
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            loss, losses = self._run(still, scale, len(still.edge_parent))
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                loss, losses = self._run(still, scale, len(still.edge_parent))
+        except RuntimeError as exc:  # the random generator is left in a state that allows no second try
+            raise RunError(
+                f"A training pass over {len(still)} tokens could not be recorded as a CUDA graph ({first_line(exc)}).",
+                "Set training.gradient_checkpointing=true, which does without and needs less memory, and start the "
+                "same command again; it goes on from the newest checkpoint.",
+            ) from exc
         self._pool = self._pool or graph.pool()
         log.info("Recorded %d tokens with %d edges as a CUDA graph.", len(still), len(still.edge_parent))
         return _Recorded(graph, self.model.fast_layers(), still, scale, loss, losses)
