@@ -78,9 +78,10 @@ def measure(parents: int, arguments: argparse.Namespace, device: torch.device, d
     leaves = [hidden, weight] if arguments.trained else [hidden]
     targets = torch.randint(arguments.vocabulary, (parents,), device=device)
     edges = LossEdges(torch.arange(parents, device=device), targets, torch.ones(parents, device=device))
+    logit_bytes = hidden.element_size() if device.type == "cuda" else 4  # there the kernels need no fp32 copy
     row: dict[str, float] = {
         "parents": parents,
-        "chunk_rows": chunk_rows(parents, arguments.vocabulary, arguments.hidden_size),
+        "chunk_rows": chunk_rows(parents, arguments.vocabulary, arguments.hidden_size, logit_bytes=logit_bytes),
     }
     kept: dict[str, tuple[Tensor, Tensor]] = {}
     for name, loss in LOSSES.items():  # warm-up too

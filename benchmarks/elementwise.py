@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from timing import time_on_cpu, time_on_gpu
 from torch import Tensor
 
 from fintune.environment import describe_environment
@@ -198,28 +198,6 @@ def measure(call: Call, device: torch.device, repeats: int) -> Row:
     times = time_on_gpu(work, repeats) if device.type == "cuda" else time_on_cpu(work, repeats)
     middle = statistics.median(times)
     return Row(name, middle, max(times), moved / 1e9, moved / 1e6 / middle)
-
-
-def time_on_gpu(work: Callable[[], object], repeats: int) -> list[float]:
-    """Milliseconds of each repeat, the second-level cache overwritten before, as the rest of a layer would."""
-    flush = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    for first, last in events:
-        flush.zero_()  # also keeps the card busy while the launch is prepared
-        first.record()
-        work()
-        last.record()
-    torch.cuda.synchronize()
-    return [first.elapsed_time(last) for first, last in events]
-
-
-def time_on_cpu(work: Callable[[], object], repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(1000 * (time.perf_counter() - started))
-    return times
 
 
 def print_table(rows: list[Row]) -> None:

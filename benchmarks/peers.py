@@ -207,7 +207,7 @@ def run_job(file: Path) -> None:
     """Inside the subprocess: measures one configuration; a failure is noted and then raised for the log."""
     job = job_from(json.loads(file.read_text(encoding="utf-8")))
     if job.setting.peer == "unsloth":
-        import unsloth  # type: ignore[import-not-found]  # noqa: F401  # before transformers, which it changes
+        import unsloth  # noqa: F401  # before transformers, which it changes
     from peer_runs.recording import Recorder
 
     recorder = Recorder(job, Path(job.folder) / "result.json")

@@ -78,7 +78,7 @@ def trainer_seconds(recipe: Recipe, drawn: list[list[TokenSample]]) -> list[floa
     model = attach_adapter(base, recipe.adapter, seed=recipe.seed)
     ends: list[float] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
 
@@ -125,7 +125,7 @@ def our_seconds(
         total = 0.0
         for batch in step.batches:
             loss = model.loss_sum(batch) / step.total_weight
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(trained, recipe.training.max_grad_norm)
         optimizer.step()

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from timing import time_on_cpu, time_on_gpu
 from torch import Tensor, nn
 
 from fintune.environment import describe_environment
@@ -188,31 +189,6 @@ def measure(workload: Workload, name: str, attention: Attention, device: torch.d
     forward_ms, both_ms = timed(forward, repeats), timed(both, repeats)
     middles = [statistics.median(forward_ms), max(forward_ms), statistics.median(both_ms), max(both_ms)]
     return Row(workload.name, workload.tokens, name, first, *middles)
-
-
-def time_on_gpu(work: Callable[[], object], repeats: int) -> list[float]:
-    """Milliseconds of each repeat, the second-level cache overwritten before, as the rest of a layer would."""
-    flush = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    for _ in range(3):
-        work()
-    for first, last in events:
-        for _ in range(8):  # keeps the card busy while the launches are prepared
-            flush.zero_()
-        first.record()
-        work()
-        last.record()
-    torch.cuda.synchronize()
-    return [first.elapsed_time(last) for first, last in events]
-
-
-def time_on_cpu(work: Callable[[], object], repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(1000 * (time.perf_counter() - started))
-    return times
 
 
 def print_row(row: Row, *, header: bool) -> None:

@@ -103,7 +103,7 @@ def fintune_step(
         total = torch.zeros((), device=device)
         for batch in packed.batches:
             loss = model.loss_sum(batch.to(device)) / packed.total_weight
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
         if max_grad_norm:
             torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)

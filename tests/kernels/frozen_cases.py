@@ -1,12 +1,19 @@
 """Random frozen weights and comparisons shared by the tests of LoRA on frozen weights."""
 
 import bitsandbytes
+import pytest
 import torch
 
-from fintune.kernels.fp8_weight import fp8_weight
+from fintune.kernels.fp8_weight import LEAST_CAPABILITY, fp8_weight
 from fintune.kernels.frozen_weight import frozen_weight
 
 KINDS = ("dense", "nf4", "nf4 unpacked", "nf4 plain scales", "fp8", "fp8 tensor", "fp8 transposed")
+
+
+def require_fp8_card():
+    """Skips on cards older than Ada, which a user may have too."""
+    if torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+        pytest.skip("the card has no fp8")
 
 
 def packed(matrix, double_quant=True):

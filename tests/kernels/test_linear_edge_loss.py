@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +19,7 @@ from fintune.kernels.linear_edge_loss import (
     linear_edge_cross_entropy_plain,
     linear_edge_log_probabilities,
 )
-from fintune.kernels.triton_use import interpreted, triton_is_installed, uses_triton
+from fintune.kernels.triton_use import interpreted, uses_triton
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 HEADS = {"plain": {}, "capped": {"softcap": 3.0}, "scaled and capped": {"logit_scale": 0.3, "softcap": 2.0}}
@@ -221,16 +218,8 @@ def test_no_more_than_a_chunk_of_logits_ever_exists(dtype, softcap):
 
 
 @pytest.mark.slow
-def test_the_kernels_in_the_interpreter():
-    """In a process of its own: Triton looks once, on import, whether it shall interpret."""
-    if not triton_is_installed():
-        pytest.skip("Triton is not installed")
-    file = Path(__file__)
-    chosen = ["-k", "by_kernels", "-m", "not gpu"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, str(file)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, env=environment, cwd=file.parents[2], capture_output=True, text=True)
-    assert run.returncode == 0 and "passed" in run.stdout, run.stdout[-5000:] + run.stderr[-2000:]
+def test_the_kernels_in_the_interpreter(run_interpreted):
+    run_interpreted(Path(__file__), "-k", "by_kernels", "-m", "not gpu")
 
 
 needs_interpreter = pytest.mark.skipif(not interpreted(), reason="needs a GPU or Triton's interpreter")

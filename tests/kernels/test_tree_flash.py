@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,23 +11,15 @@ from torch import nn
 from fintune.kernels.tree_attention import TreeContext, ancestor_mask, tree_attention
 from fintune.kernels.tree_blocks import BlockLists, block_lists, deal, seen_blocks
 from fintune.kernels.tree_flash import tree_flash, tree_work
-from fintune.kernels.triton_use import triton_is_installed
 from fintune.schema.errors import ModelError
 from fintune.trees.prefix_tree import build_tree
 
-CASES = Path(__file__).with_name("interpreted_tree_flash.py")
 GPU = torch.device("cuda")
 
 
 @pytest.mark.slow
-def test_the_kernels_equal_the_eager_twin_in_the_interpreter():
-    """In a process of its own: Triton looks once, on import, whether it shall interpret."""
-    if not triton_is_installed():
-        pytest.skip("Triton is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, env=environment, cwd=CASES.parents[2], capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+def test_the_kernels_equal_the_eager_twin_in_the_interpreter(run_interpreted):
+    run_interpreted(Path(__file__).with_name("interpreted_tree_flash.py"))
 
 
 blocks = st.sampled_from([1, 2, 3, 4, 8])

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.kernels.frozen_cases import require_fp8_card
 from tests.models.test_fast_layers import FAMILIES, random_base, tree_batch, with_adapter
 from tests.trees.samples import sample
 
 from fintune.inference.forward import EdgeModel
 from fintune.kernels import decoder_layer, offload, tree_attention
-from fintune.kernels.fp8_weight import LEAST_CAPABILITY
 from fintune.models import attach_adapter, load_base, write_tiny_model
 from fintune.models.fast_layers import FastLayers
 from fintune.models.fp8_linear import Fp8Linear
@@ -90,11 +90,6 @@ def test_every_family_in_fp32_and_bf16(family):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("llama"))
-
-
-def require_fp8_card():
-    if torch.cuda.get_device_capability() < LEAST_CAPABILITY:
-        pytest.skip("the card has no fp8")
 
 
 def loaded(folder, quantization, dtype="bfloat16", dropout=0.0):

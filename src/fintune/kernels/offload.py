@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 LEAST_BYTES = 2**20
-_AHEAD = 2  # layers whose tensors may lie on the device while their copies are under way
+AHEAD = 2  # layers whose tensors may lie on the device while their copies are under way
 
 
 @dataclass(eq=False)
@@ -67,10 +67,11 @@ class Offload:
             yield
             return
         if self._stream is None:
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            make_stream: Any = torch.cuda.Stream
+            self._stream = make_stream()
         if index == 0:
             self.layers.clear()
-        self._release(index - _AHEAD)
+        self._release(index - AHEAD)
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: self._pack(tensor, index), self._unpack):
             yield
 

@@ -199,12 +199,12 @@ class _TreeFlash(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        from fintune.kernels import tree_flash_triton
+        from fintune.kernels import tree_flash_keys_triton, tree_flash_triton
 
         query, key, value, out, lse = ctx.saved_tensors
-        gradients = tree_flash_triton.backward(
-            _with_whole_rows(d_out), query, key, value, out, lse, ctx.work, ctx.scaling, ctx.softcap
-        )
+        d_out, how = _with_whole_rows(d_out), (ctx.work, ctx.scaling, ctx.softcap)
+        d_query, delta = tree_flash_triton.query_gradient(d_out, query, key, value, out, lse, *how)
+        gradients = (d_query, *tree_flash_keys_triton.key_gradients(d_out, query, key, value, lse, delta, *how))
         return *(_by_head(part) for part in gradients), None, None, None
 
 

@@ -13,7 +13,7 @@ import math
 from fintune.kernels.decoder_layer import MLP_ROWS
 from fintune.kernels.linear_edge_loss import chunk_rows
 from fintune.kernels.lora_group import RANK_MULTIPLE
-from fintune.kernels.offload import _AHEAD, LEAST_BYTES
+from fintune.kernels.offload import AHEAD, LEAST_BYTES
 from fintune.models.fast_layers import NOT_OFFLOADED
 from fintune.models.shape import Matrix, ModelShape
 from fintune.training.memory_plan import (
@@ -81,7 +81,7 @@ def _kept(shape: ModelShape, plan: MemoryPlan) -> int:
     whole = sum(parts)
     if plan.memory != "offload":
         return math.ceil(shape.layers * whole)
-    near = min(shape.layers, NOT_OFFLOADED + _AHEAD)  # the last ones, and those whose copies are under way
+    near = min(shape.layers, NOT_OFFLOADED + AHEAD)  # the last ones, and those whose copies are under way
     return math.ceil(near * whole + (shape.layers - near) * sum(part for part in parts if part < LEAST_BYTES))
 
 

@@ -186,7 +186,7 @@ class TreeTrainer(Trainer):
 
     def _backward(self, loss: Tensor) -> None:
         if getattr(self.accelerator, "scaler", None) is None:
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
         else:
             self.accelerator.backward(loss)
 
