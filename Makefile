@@ -3,11 +3,13 @@
 #   make test                  the whole test suite, except tests that need a GPU or the network
 #   TORCH_INDEX_URL=<url>      take torch from this package index, for instance PyTorch's CPU index
 #   PIP_FLAGS=-v               show what pip does while it installs
+#   TEST_PROCESSES=4           processes that run the tests; 0 for one, in which a debugger works
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX_URL ?=
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
 PIP_FLAGS ?= -qq
@@ -49,7 +51,7 @@ quickstart: $(BASE_STAMP)
 	$(BIN)/fintune quickstart
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not network" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not network" -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
