@@ -1,4 +1,4 @@
-"""fintune in a plain loop over packed optimiser steps: what its trainer computes, without its bookkeeping.
+"""fintune in a plain loop over packed optimiser steps: what its trainer computes, recorded passes included.
 
 Enters: a job. Leaves: its measurements, and for the efficiency table what is trained and what is saved.
 """
@@ -21,6 +21,7 @@ from fintune.models.adapters import count_parameters
 from fintune.models.fast_layers import Memory
 from fintune.models.load import LoadedBase
 from fintune.schema.recipe import AdapterSection, ModelSection
+from fintune.training.graphs import GraphedPasses
 from fintune.trees.plan import StepPlan, make_step
 from fintune.trees.prefix_tree import TokenSample
 from peer_runs.data import random_tokens, read_samples
@@ -73,7 +74,7 @@ def fintune_step(
     adapter: str = "lora",
     targets: tuple[str, ...] = (),
     tokens_at_once: int = 8192,
-    memory: Memory = "keep",
+    memory: Memory = "ready",
     max_grad_norm: float = 0.0,
 ) -> Prepared:
     """Loads a base, attaches what is trained, and returns how a step over it is taken.
@@ -85,7 +86,8 @@ def fintune_step(
         adapter: lora, or none for all weights.
         targets: layers that get an adapter.
         tokens_at_once: packing budget.
-        memory: keep activations for the backward pass, recompute them, or also offload layers' inputs.
+        memory: hold unpacked weights and keep activations, keep these alone, recompute them, or also offload layers'
+            inputs.
         max_grad_norm: clip; 0 switches it off.
     """
     section = ModelSection.model_validate({"base": checkpoint, "quantization": quantization, "dtype": "bfloat16"})
@@ -98,13 +100,20 @@ def fintune_step(
     trained = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
+    graphs = GraphedPasses(model) if GraphedPasses.suits(model) else None
+
     def step(samples: Sequence[TokenSample]) -> Tensor:
         packed = make_step(samples, "tree", tokens_at_once, buckets=backend == "flex")
         total = torch.zeros((), device=device)
+        if graphs is not None:
+            graphs.start()
         for batch in packed.batches:
-            loss = model.loss_sum(batch.to(device)) / packed.total_weight
-            loss.backward()
-            total += loss.detach()
+            if graphs is not None:
+                total += graphs.add(batch, 1 / packed.total_weight)[0]
+            else:
+                loss = model.loss_sum(batch.to(device)) / packed.total_weight
+                loss.backward()
+                total += loss.detach()
         if max_grad_norm:
             torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
         optimizer.step()

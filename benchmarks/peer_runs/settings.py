@@ -23,7 +23,7 @@ class Setting:
         quantization: how the frozen base is held: none (bf16), nf4 or fp8.
         at_once: rows of one forward pass; for fintune with ``tokens_at_once``, samples of a step.
         memory: keep all activations, recompute layers in the backward pass, or also offload their inputs to the CPU
-            (Unsloth's default).
+            (Unsloth's default); fintune may also hold unpacked weights ready.
         liger: Liger's kernels replace those of transformers.
         packed: TRL packs samples to 2,048 tokens a row.
         tokens_at_once: fintune's packing budget; None takes what a dense workload computes at once.
@@ -34,7 +34,7 @@ class Setting:
     peer: str
     quantization: str
     at_once: int
-    memory: Literal["keep", "recompute", "offload"]
+    memory: Literal["ready", "keep", "recompute", "offload"]
     liger: bool = False
     packed: bool = False
     tokens_at_once: int | None = None
@@ -102,13 +102,14 @@ DENSE = (
     Setting("trl-bf16", "trl", "none", 4, "recompute"),
     Setting("trl-bf16-liger", "trl", "none", 4, "recompute", liger=True),
     Setting("trl-bf16-liger-keep", "trl", "none", 1, "keep", liger=True),
-    Setting("fintune-nf4", "fintune", "nf4", 4, "keep"),
+    Setting("fintune-nf4", "fintune", "nf4", 4, "ready"),
+    Setting("fintune-nf4-keep", "fintune", "nf4", 4, "keep"),
     Setting("fintune-nf4-recompute", "fintune", "nf4", 4, "recompute"),
     Setting("fintune-nf4-offload", "fintune", "nf4", 4, "offload"),
-    Setting("fintune-bf16", "fintune", "none", 4, "keep"),
+    Setting("fintune-bf16", "fintune", "none", 4, "ready"),
     Setting("fintune-bf16-recompute", "fintune", "none", 4, "recompute"),
     Setting("fintune-bf16-offload", "fintune", "none", 4, "offload"),
-    Setting("fintune-fp8", "fintune", "fp8", 4, "keep"),
+    Setting("fintune-fp8", "fintune", "fp8", 4, "ready"),
     Setting("fintune-fp8-recompute", "fintune", "fp8", 4, "recompute"),
     Setting("fintune-fp8-offload", "fintune", "fp8", 4, "offload"),
 )
@@ -120,11 +121,11 @@ PHRASEBANK = (
     Setting("trl-liger-packed", "trl", "nf4", 8, "recompute", liger=True, packed=True),
     Setting("trl-padded", "trl", "nf4", 32, "recompute"),
     # As many samples as eight rows of 2,048 tokens hold.
-    Setting("fintune-nf4", "fintune", "nf4", 168, "keep", tokens_at_once=8192),
+    Setting("fintune-nf4", "fintune", "nf4", 168, "ready", tokens_at_once=8192),
     Setting("fintune-nf4-recompute", "fintune", "nf4", 168, "recompute", tokens_at_once=8192),
     Setting("fintune-nf4-offload", "fintune", "nf4", 168, "offload", tokens_at_once=8192),
-    Setting("fintune-bf16", "fintune", "none", 168, "keep", tokens_at_once=8192),
-    Setting("fintune-fp8", "fintune", "fp8", 168, "keep", tokens_at_once=8192),
+    Setting("fintune-bf16", "fintune", "none", 168, "ready", tokens_at_once=8192),
+    Setting("fintune-fp8", "fintune", "fp8", 168, "ready", tokens_at_once=8192),
 )
 EFFICIENCY = (
     Setting("full", "fintune", "none", 4, "keep", adapter="none"),
