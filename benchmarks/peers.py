@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peer_runs.environments import child_environment, last_words
 from peer_runs.settings import WORKLOADS, Job, Setting, job_from
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def spawn(options: list[str], arguments: argparse.Namespace, name: str, folder: 
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__).absolute()), *options],
             cwd=folder,  # Unsloth writes where it is started
-            env=child_environment(arguments, folder),
+            env=child_environment(arguments.work_dir if arguments.keep_caches else folder),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -157,28 +158,6 @@ def spawn(options: list[str], arguments: argparse.Namespace, name: str, folder: 
             os.killpg(process.pid, signal.SIGKILL)
             raise
     return None if code == 0 else f"exit {code}: {last_words(log)}"
-
-
-def child_environment(arguments: argparse.Namespace, folder: Path) -> dict[str, str]:
-    """No network, no statistics, and kernels compiled anew unless asked otherwise."""
-    caches = (arguments.work_dir if arguments.keep_caches else folder).absolute()
-    paths = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "UNSLOTH_DISABLE_STATISTICS": "1",
-        "UNSLOTH_COMPILE_LOCATION": str(caches / "unsloth_compiled_cache"),
-        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
-        "TRITON_CACHE_DIR": str(caches / "triton"),
-    }
-
-
-def last_words(log: Path) -> str:
-    """The last line that a failed process wrote, which is its error."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it wrote nothing"
 
 
 def shape_name(arguments: argparse.Namespace) -> str:

@@ -76,6 +76,7 @@ def fintune_step(
     tokens_at_once: int = 8192,
     memory: Memory = "ready",
     max_grad_norm: float = 0.0,
+    graphs: bool = True,
 ) -> Prepared:
     """Loads a base, attaches what is trained, and returns how a step over it is taken.
 
@@ -89,6 +90,7 @@ def fintune_step(
         memory: hold unpacked weights and keep activations, keep these alone, recompute them, or also offload layers'
             inputs.
         max_grad_norm: clip; 0 switches it off.
+        graphs: record passes as CUDA graphs where they can be.
     """
     section = ModelSection.model_validate({"base": checkpoint, "quantization": quantization, "dtype": "bfloat16"})
     base = load_base(section, device=device, for_training=True)
@@ -100,16 +102,16 @@ def fintune_step(
     trained = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
-    graphs = GraphedPasses(model) if GraphedPasses.suits(model) else None
+    recorded = GraphedPasses(model) if graphs and GraphedPasses.suits(model) else None
 
     def step(samples: Sequence[TokenSample]) -> Tensor:
         packed = make_step(samples, "tree", tokens_at_once, buckets=backend == "flex")
         total = torch.zeros((), device=device)
-        if graphs is not None:
-            graphs.start()
+        if recorded is not None:
+            recorded.start()
         for batch in packed.batches:
-            if graphs is not None:
-                total += graphs.add(batch, 1 / packed.total_weight)[0]
+            if recorded is not None:
+                total += recorded.add(batch, 1 / packed.total_weight)[0]
             else:
                 loss = model.loss_sum(batch.to(device)) / packed.total_weight
                 loss.backward()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -93,21 +94,29 @@ class Recorder:
         os.replace(aside, self.file)
 
     def _memory(self) -> dict[str, float]:
-        """Peaks; ``device`` adds to the reserved peak what lies outside PyTorch's allocator, the context above all."""
         if not self._on_gpu:
             return {}
-        free, total = torch.cuda.mem_get_info()
-        outside = total - free - torch.cuda.memory_reserved()
-        reserved = torch.cuda.max_memory_reserved()
         return {
             "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 3),
-            "peak_reserved_gib": round(reserved / GIB, 3),
-            "peak_device_gib": round((reserved + outside) / GIB, 3),
+            "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 3),
+            "peak_device_gib": round(device_peak_bytes(on_gpu=True) / GIB, 3),
         }
 
     def _synchronize(self) -> None:
         if self._on_gpu:
             torch.cuda.synchronize()
+
+
+def device_peak_bytes(on_gpu: bool) -> int:
+    """The peak of memory reserved, and what lies outside PyTorch's allocator, the context above all.
+
+    On the CPU the peak of the process, which no reset takes back.
+    """
+    if not on_gpu:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    free, total = torch.cuda.mem_get_info()
+    outside = total - free - torch.cuda.memory_reserved()
+    return int(torch.cuda.max_memory_reserved() + outside)
 
 
 def rates(windows: list[Window]) -> dict[str, list[float]]:
