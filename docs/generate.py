@@ -19,7 +19,7 @@ from fintune.tasks.tagging import TaggingTask
 
 SHOWN_LATER = (
     (
-        "`model.attention: flex` without a CUDA device",
+        "`model.attention: flex` or `triton` without a CUDA device",
         "once the model is loaded",
         "An error; set `model.attention` to auto or sdpa.",
     ),

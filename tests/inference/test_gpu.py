@@ -18,6 +18,7 @@ from tests.inference.test_equality import (
 
 from fintune.inference.forward import EdgeModel
 from fintune.inference.likelihood import choice_log_likelihoods
+from fintune.kernels.tree_attention import BLOCKWISE
 from fintune.models.tiny import write_tiny_model
 from fintune.trees.plan import make_step
 
@@ -41,7 +42,7 @@ def model(request, tmp_path_factory):
 
 def step_gradients(model, samples, backend, dtype=torch.float32, budget=256):
     edge_model = EdgeModel(model, backend, dtype)
-    step = make_step(samples, "tree", budget, buckets=backend == "flex")
+    step = make_step(samples, "tree", budget, buckets=edge_model.is_blockwise)
     model.zero_grad()
     total = 0.0
     for batch in step.batches:
@@ -57,6 +58,7 @@ def relative_error(ours, reference):
     return (distance / torch.stack([g.norm() for g in reference.values()]).norm()).item()
 
 
+@pytest.mark.parametrize("backend", BLOCKWISE)
 @pytest.mark.parametrize(
     ("dtype", "loss_tolerance", "gradient_tolerance"),
     [
@@ -64,17 +66,18 @@ def relative_error(ours, reference):
         (torch.bfloat16, 5e-2, 6e-2),
     ],
 )
-def test_flex_equals_sdpa(model, dtype, loss_tolerance, gradient_tolerance):
+def test_blocks_equal_sdpa(model, backend, dtype, loss_tolerance, gradient_tolerance):
     samples = shared_prompt_samples(9, prompt=40, own=30) + shared_prompt_samples(4, seed=3)
-    flex = step_gradients(model, samples, "flex", dtype)
+    blocks = step_gradients(model, samples, backend, dtype)
     sdpa = step_gradients(model, samples, "sdpa")
-    assert flex[0] == pytest.approx(sdpa[0], rel=loss_tolerance)
-    assert relative_error(flex[1], sdpa[1]) < gradient_tolerance
+    assert blocks[0] == pytest.approx(sdpa[0], rel=loss_tolerance)
+    assert relative_error(blocks[1], sdpa[1]) < gradient_tolerance
 
 
-def test_likelihoods_by_flex_equal_one_by_one_likelihoods(model):
+@pytest.mark.parametrize("backend", BLOCKWISE)
+def test_likelihoods_by_blocks_equal_one_by_one_likelihoods(model, backend):
     examples = encoded_examples(20)
-    edge_model = EdgeModel(model, "flex")
+    edge_model = EdgeModel(model, backend)
     trees = choice_log_likelihoods(edge_model, examples, tokens_per_batch=256)
     edge_model.use_plain_attention()
     alone = one_by_one_likelihoods(edge_model, examples)

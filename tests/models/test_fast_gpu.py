@@ -11,6 +11,7 @@ from tests.trees.samples import sample
 
 from fintune.inference.forward import EdgeModel
 from fintune.kernels import decoder_layer, offload, tree_attention
+from fintune.kernels.tree_attention import BLOCKWISE
 from fintune.models import attach_adapter, load_base, write_tiny_model
 from fintune.models.fast_layers import FastLayers
 from fintune.models.fp8_linear import Fp8Linear
@@ -195,10 +196,11 @@ def test_moving_moves_and_takes_less_memory_on_the_card(monkeypatch):
     assert held["offload"] < 0.8 * held["recompute"]
 
 
+@pytest.mark.parametrize("backend", BLOCKWISE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_graphs_replayed_equal_eager_passes(dtype):
+def test_graphs_replayed_equal_eager_passes(dtype, backend):
     model = graphed_model(dtype)
-    edge_model = EdgeModel(model, "flex", dtype)
+    edge_model = EdgeModel(model, backend, dtype)
     assert GraphedPasses.suits(edge_model)
     graphs = GraphedPasses(edge_model)
     same, replayed = longer_batch(n=24), 0
@@ -235,9 +237,10 @@ def same_sizes(batch, count):
     return [replace(batch, tokens=batch.tokens.roll(turn)) for turn in range(1, count + 1)]
 
 
-def test_several_sizes_are_recorded_and_gradients_add_up():
+@pytest.mark.parametrize("backend", BLOCKWISE)
+def test_several_sizes_are_recorded_and_gradients_add_up(backend):
     model = graphed_model(torch.float32)
-    edge_model = EdgeModel(model, "flex")
+    edge_model = EdgeModel(model, backend)
     graphs = GraphedPasses(edge_model)
     first, second = longer_batch(n=24), longer_batch(n=9)
     for _ in range(3):
@@ -264,10 +267,11 @@ def test_every_replay_draws_masks_of_its_own():
     assert any(graphs.recorded.values()) and len(set(losses)) == 6
 
 
-def test_graphs_follow_the_optimiser():
+@pytest.mark.parametrize("backend", BLOCKWISE)
+def test_graphs_follow_the_optimiser(backend):
     """Adapters change in place between replays, and a recorded pass must see it."""
     model = graphed_model(torch.float32)
-    edge_model = EdgeModel(model, "flex")
+    edge_model = EdgeModel(model, backend)
     graphs = GraphedPasses(edge_model)
     optimizer = torch.optim.SGD([p for _, p in trained(model)], lr=1e-5)
     batch, losses = longer_batch(), []

@@ -41,7 +41,7 @@ from fintune.trees.prefix_tree import TokenSample
 GIB = 2**30
 PLAN = MemoryPlan(
     tokens=8192, logit_rows=8192, longest=2048, quantization="none", double_quant=True, compute_bytes=2, rank=16,
-    targets=None, dropout=0.0, dora=False, checkpointing=True, optimizer="adamw", device="cuda", flex=True,
+    targets=None, dropout=0.0, dora=False, checkpointing=True, optimizer="adamw", device="cuda", blockwise=True,
     padded=False,
 )  # fmt: skip
 LLAMA_8B = transformers.LlamaConfig(
@@ -62,7 +62,7 @@ def changed(**changes) -> MemoryPlan:
 def tiny_plan(tokens, dtype, **changes) -> MemoryPlan:
     bytes_of = {torch.float32: 4, torch.bfloat16: 2}
     return changed(
-        tokens=tokens, logit_rows=1, longest=tokens, compute_bytes=bytes_of[dtype], device="cpu", flex=False,
+        tokens=tokens, logit_rows=1, longest=tokens, compute_bytes=bytes_of[dtype], device="cpu", blockwise=False,
         padded=True, checkpointing=False, **changes,
     )  # fmt: skip
 
@@ -359,7 +359,7 @@ def test_speed_is_what_was_measured(llama, plan, tokens_per_second):
         ({"optimizer": "adamw_8bit"}, {}),
         ({"optimizer": "paged_adamw_8bit"}, {"optimizer": "adamw_8bit"}),
         ({}, {"rank": 0}),
-        ({"logit_rows": 64}, {"logit_rows": 64, "flex": False}),
+        ({"logit_rows": 64}, {"logit_rows": 64, "blockwise": False}),
         ({"logit_rows": 64}, {"logit_rows": 64, "compute_bytes": 4}),
     ],
 )

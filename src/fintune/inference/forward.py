@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from fintune.kernels.linear_edge_loss import (
     linear_edge_cross_entropy,
     linear_edge_log_probabilities,
 )
-from fintune.kernels.tree_attention import ATTENTION_NAME, Backend, TreeContext, register
+from fintune.kernels.tree_attention import ATTENTION_NAME, BLOCKWISE, Backend, TreeContext, register
+from fintune.kernels.triton_use import triton_is_installed
 from fintune.models.fast_layers import FastLayers, Memory, fast_layers
 from fintune.models.fast_layers import say_plain as say_plain_layers
 from fintune.schema.errors import InternalError, ModelError
@@ -35,16 +36,19 @@ _BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
 def choose_backend(attention: str, device: torch.device) -> Backend:
-    """The attention backend for ``auto | flex | sdpa | eager`` on ``device``.
+    """The attention backend for ``auto`` or a backend's name on ``device``.
 
     Raises:
-        ModelError: FlexAttention was asked for on a device where it has no backward pass.
+        ModelError: it has no kernels for the device, or Triton is not installed.
     """
-    if attention == "flex" and device.type != "cuda":
-        raise ModelError("model.attention=flex needs a CUDA device.", "Set model.attention=auto or sdpa.")
     if attention == "auto":
         return "flex" if device.type == "cuda" else "sdpa"
-    return "flex" if attention == "flex" else "eager" if attention == "eager" else "sdpa"
+    backend: Backend = next(known for known in get_args(Backend) if known == attention)
+    if backend in BLOCKWISE and device.type != "cuda":
+        raise ModelError(f"model.attention={attention} needs a CUDA device.", "Set model.attention=auto or sdpa.")
+    if backend == "triton" and not triton_is_installed():
+        raise ModelError("model.attention=triton needs Triton, which is not installed.", "Set model.attention=auto.")
+    return backend
 
 
 def supported_packing(config: Any, wanted: Packing) -> tuple[Packing, str]:
@@ -96,6 +100,11 @@ class EdgeModel:
         """Where the model's inputs belong."""
         device: torch.device = next(self.model.parameters()).device
         return device
+
+    @property
+    def is_blockwise(self) -> bool:
+        """Whether attention walks blocks on a GPU: sizes should then be few, for each is compiled or recorded."""
+        return self.backend in BLOCKWISE
 
     def logits(self, batch: Batch, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """Logits where edges start, and for each edge its row in them.

@@ -30,6 +30,7 @@ MOST_KERNELS = 64
 SPAN = 64
 BLOCK = 128
 Backend = Literal["flex", "triton", "sdpa", "eager"]
+BLOCKWISE = ("flex", "triton")  # on GPUs, block by block of a tree; no scores are kept
 
 
 def ancestor_mask(subtree_end: Tensor, depth: Tensor, window: int | None = None) -> Tensor:
@@ -208,7 +209,7 @@ def tree_attention(
     if query.shape[0] != 1 or query.shape[2] != len(tree.subtree_end):
         raise InternalError(f"Queries {tuple(query.shape)} do not match a tree of {len(tree.subtree_end)} tokens.")
     tree.calls += 1
-    if tree.backend in ("flex", "triton") and tree.rows and sliding_window is None and softcap is None:
+    if tree.backend in BLOCKWISE and tree.rows and sliding_window is None and softcap is None:
         return _over_rows(query, key, value, tree.rows, scaling), None
     if tree.backend == "triton" and uses_triton(query, key, value):
         work = tree.work(sliding_window, query)

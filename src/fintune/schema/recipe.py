@@ -33,8 +33,9 @@ class ModelSection(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Compute type; auto takes bf16 on Ampere and newer, fp16 before, fp32 on the CPU."
     )
-    attention: Literal["auto", "flex", "sdpa", "eager"] = Field(
-        "auto", description="Tree attention: FlexAttention on GPUs, a dense SDPA mask elsewhere."
+    attention: Literal["auto", "flex", "triton", "sdpa", "eager"] = Field(
+        "auto",
+        description="Tree attention: FlexAttention on GPUs, SDPA over spans elsewhere; triton takes our own kernels.",
     )
     chat_template: str | None = Field(
         None, description="Override for bases without one: plain, chatml, or a Jinja template."

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from fintune.evaluation.suite import load_run_data
-from fintune.inference.forward import choose_backend, supported_packing
+from fintune.inference.forward import supported_packing
+from fintune.kernels.tree_attention import BLOCKWISE
 from fintune.models.fast_layers import Memory
 from fintune.models.quantize import plan_quantization
 from fintune.models.shape import ModelShape, read_shape, read_tokenizer
@@ -149,8 +150,7 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
     shape, config = read_shape(recipe.model)
     packing, reason = supported_packing(config, recipe.training.packing)
     notes += [f"{reason}."] if reason else []
-    is_flex = card is not None and recipe.model.attention in ("auto", "flex") and packing != "none"
-    workload = _workload(recipe, packing, notes, buckets=is_flex) if data else None
+    workload = _workload(recipe, packing, notes, buckets=_is_blockwise(recipe, packing, card)) if data else None
     if workload is None:
         notes.append("Every token is taken to be supervised and no prefix to be shared, since no data were looked at.")
     plan = memory_plan(recipe, config.to_dict(), packing, workload, card)
@@ -198,7 +198,6 @@ def memory_plan(
     training, adapter, model = recipe.training, recipe.adapter, recipe.model
     held = plan_quantization(model, config)
     is_gpu = card is not None
-    backend = choose_backend(model.attention, torch.device("cuda" if is_gpu else "cpu"))
     most = workload.batch_tokens if workload else max(training.tokens_per_batch, training.max_length)
     return MemoryPlan(
         tokens=most,
@@ -214,9 +213,13 @@ def memory_plan(
         checkpointing=training.gradient_checkpointing,
         optimizer=training.optimizer,
         device="cuda" if is_gpu else "cpu",
-        flex=backend == "flex" and packing != "none",
+        blockwise=_is_blockwise(recipe, packing, card),
         padded=packing == "none",
     )
+
+
+def _is_blockwise(recipe: Recipe, packing: Packing, card: Card | None) -> bool:
+    return card is not None and packing != "none" and recipe.model.attention in ("auto", *BLOCKWISE)
 
 
 def _present_card(notes: list[str]) -> Card | None:

@@ -50,7 +50,7 @@ def kept_parts(shape: ModelShape, plan: MemoryPlan) -> list[float]:
     parts += [compute * len(members) * _padded(plan) for members in _adapted_groups(shape, plan)]
     if _keeps_all(plan):
         parts.append(compute * 2 * shape.intermediate)
-    if not plan.flex:
+    if not plan.blockwise:
         parts += [span_bytes(shape, plan), compute * query]
     return parts
 
@@ -124,7 +124,7 @@ def _layer_backward(shape: ModelShape, plan: MemoryPlan) -> int:
     query, key = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     # Gradients of q, k and v apart and gathered, and the sum in fp32 that flash kernels make of the queries'.
     attention = tokens * (compute * (2 * shape.hidden + 2 * (query + 2 * key)) + 4 * query)
-    if not plan.flex:  # gradients of the keys and values that spans gather, in the compute type and in fp32
+    if not plan.blockwise:  # gradients of the keys and values that spans gather, in the compute type and in fp32
         attention += math.ceil(tokens * span_bytes(shape, plan) * (1 + 4 / compute))
     if plan.device == "cpu":
         mlp += 4 * (tokens * _TWIN_HIDDEN * shape.hidden + rows * _TWIN_INNER * shape.intermediate)

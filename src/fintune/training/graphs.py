@@ -79,7 +79,7 @@ class GraphedPasses:
     @staticmethod
     def suits(model: EdgeModel) -> bool:
         """Whether a model runs on kernels that can be recorded, and keeps what it computes, as graphs keep all."""
-        if model.backend not in ("flex", "triton") or model.memory not in ("ready", "keep"):
+        if not model.is_blockwise or model.memory not in ("ready", "keep"):
             return False
         if model.device.type != "cuda":
             return False

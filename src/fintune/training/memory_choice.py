@@ -114,7 +114,7 @@ def _plan(
     """What of the run costs memory, at most: every token may have a loss."""
     adapter, longest = recipe.adapter, max(map(len, samples), default=1)
     most = min(max(tokens_per_batch, longest), recipe.training.samples_per_step * longest)
-    tokens = bucket_size(most, tokens_per_batch) if model.backend == "flex" else most
+    tokens = bucket_size(most, tokens_per_batch) if model.is_blockwise else most
     return MemoryPlan(
         tokens=tokens,
         logit_rows=tokens,
@@ -129,6 +129,6 @@ def _plan(
         checkpointing=False,
         optimizer=recipe.training.optimizer,
         device=model.device.type,
-        flex=model.backend == "flex",
+        blockwise=model.is_blockwise,
         padded=False,
     )

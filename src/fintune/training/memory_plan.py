@@ -39,7 +39,7 @@ class MemoryPlan:
         checkpointing: layers are recomputed in the backward pass.
         optimizer: adamw, adamw_8bit or paged_adamw_8bit.
         device: cuda or cpu.
-        flex: FlexAttention, which keeps no scores and copies no keys.
+        blockwise: attention over blocks of a tree on a GPU, which keeps no scores and copies no keys.
         padded: rows of plain attention instead of trees.
         memory: what our own decoder layers keep for the backward pass; None where transformers' layers run.
     """
@@ -57,7 +57,7 @@ class MemoryPlan:
     checkpointing: bool
     optimizer: str
     device: str
-    flex: bool
+    blockwise: bool
     padded: bool
     memory: Memory | None = None
 

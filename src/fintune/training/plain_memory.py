@@ -31,7 +31,7 @@ def saved_per_token(shape: ModelShape, plan: MemoryPlan) -> float:
     compute = plan.compute_bytes
     query, key_value = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     attention: float = compute * (2 * query + 2 * key_value) + 4 * shape.heads  # query, key, value, output, normaliser
-    if not plan.flex:
+    if not plan.blockwise:
         attention += 0 if plan.padded else span_bytes(shape, plan)
         attention += _score_bytes(shape, plan) if shape.softcap else 0
     norms = shape.norms * (4 * shape.hidden + 4)  # the input in fp32 and its scale
@@ -90,7 +90,7 @@ def _transient_per_token(shape: ModelShape, plan: MemoryPlan) -> int:
 
 def mask_bytes(plan: MemoryPlan) -> int:
     """Which keys each token sees, a byte each and one for all layers; FlexAttention has none."""
-    return 0 if plan.flex else plan.tokens * (plan.longest + (0 if plan.padded else SPAN))
+    return 0 if plan.blockwise else plan.tokens * (plan.longest + (0 if plan.padded else SPAN))
 
 
 def _cast_weights(shape: ModelShape, plan: MemoryPlan) -> tuple[int, int]:

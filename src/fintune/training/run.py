@@ -201,7 +201,7 @@ def train_model(
         total_steps,
         packing,
         training.tokens_per_batch,
-        buckets=model.backend == "flex",
+        buckets=model.is_blockwise,
         rank=int(os.environ.get("RANK", 0)),
         world=int(os.environ.get("WORLD_SIZE", 1)),
         tasks=tasks if several else (),
