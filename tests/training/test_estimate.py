@@ -330,6 +330,15 @@ def test_speeds_of_the_fast_path_are_the_table(llama):
         assert plan.tokens / seconds == pytest.approx(own.tokens_per_second, rel=0.01)
 
 
+def test_small_models_are_held_up_by_the_host_unless_passes_are_recorded():
+    tiny = shape_of(transformers.LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=30))
+    seconds = {
+        memory: micro_batch_seconds(tiny, fast(tiny, "nf4", memory=memory), find_card("H200"), 64, 1e6)
+        for memory in ("ready", "keep", "recompute")
+    }
+    assert seconds["ready"] == pytest.approx(seconds["keep"], rel=0.1) and 50 * seconds["keep"] < seconds["recompute"]
+
+
 @pytest.mark.parametrize(
     "plan, tokens_per_second",
     [
@@ -440,6 +449,9 @@ def test_a_recipe_is_estimated_without_reading_weights(recipe, base, tmp_path):
     assert found.fits and found.gpu == "T4" and not found.remedies
     assert found.workload.samples == 40 and found.workload.distinct_tokens < found.workload.sample_tokens
     assert found.seconds_per_epoch > 0 and found.tokens_per_second > found.distinct_tokens_per_second
+    assert any("Recorded passes" in note for note in found.notes)
+    sparing = fintune.api.estimate(recipe, overrides=["training.gradient_checkpointing=true"], gpu="T4")
+    assert not any("Recorded passes" in note for note in sparing.notes)
     without = fintune.api.estimate(recipe, gpu="T4", data=False)
     assert without.workload is None and without.seconds_per_epoch is None and without.tokens_per_second > 0
     assert without.peak_bytes > found.peak_bytes, "every token is taken to be supervised"

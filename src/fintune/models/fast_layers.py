@@ -44,6 +44,7 @@ _NORMS = (
 )
 _ATTRIBUTE = "_fintune_fast_layers"
 Memory = Literal["ready", "keep", "recompute", "offload"]  # from most to least
+KEEPS_ALL: tuple[Memory, ...] = ("ready", "keep")  # nothing is computed again, so passes may be recorded as CUDA graphs
 NOT_OFFLOADED = 2  # last layers, whose tensors are wanted at once
 
 
@@ -137,7 +138,7 @@ class FastLayers:
             return out.flatten(2).squeeze(0)  # indexing instead would copy the gradient
 
         cos, sin = (part.squeeze(0) for part in rotation)
-        given = Pass(cos, sin, call.seeds[index], module.training, call.memory in ("ready", "keep"))
+        given = Pass(cos, sin, call.seeds[index], module.training, call.memory in KEEPS_ALL)
         moves = call.memory == "offload" and index < len(self.layers) - NOT_OFFLOADED
         with torch.autocast(hidden.device.type, enabled=False), self.offload.layer(index) if moves else nullcontext():
             return decoder_layer(hidden.squeeze(0), self.layers[index], given, attend).unsqueeze(0)

@@ -16,7 +16,7 @@ import torch
 from fintune.evaluation.suite import load_run_data
 from fintune.inference.forward import supported_packing
 from fintune.kernels.tree_attention import BLOCKWISE
-from fintune.models.fast_layers import Memory
+from fintune.models.fast_layers import KEEPS_ALL, Memory
 from fintune.models.quantize import plan_quantization
 from fintune.models.shape import ModelShape, read_shape, read_tokenizer
 from fintune.models.templates import apply_chat_template_override
@@ -160,6 +160,9 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
         plan = with_policy(shape, plan, policies, card.memory_bytes if card else None)
     memory = estimate_memory(shape, plan)
     notes += _uncertain(recipe, shape)
+    if plan.blockwise and plan.memory in KEEPS_ALL:
+        extra = memory.beyond_weights / 2**30
+        notes.append(f"Recorded passes (CUDA graphs) take up to {extra:.1f} GiB more, but only where that is free.")
     fits = memory.peak <= card.memory_bytes if card else None
     seconds, epoch, computed, sampled = _times(shape, plan, workload, card)
     stored = bool(config.to_dict().get("quantization_config"))

@@ -14,7 +14,7 @@ from fintune.kernels.decoder_layer import MLP_ROWS
 from fintune.kernels.linear_edge_loss import chunk_rows
 from fintune.kernels.lora_group import RANK_MULTIPLE
 from fintune.kernels.offload import AHEAD, LEAST_BYTES
-from fintune.models.fast_layers import NOT_OFFLOADED
+from fintune.models.fast_layers import KEEPS_ALL, NOT_OFFLOADED
 from fintune.models.shape import Matrix, ModelShape
 from fintune.training.memory_plan import (
     CONTEXT_BYTES,
@@ -56,7 +56,7 @@ def kept_parts(shape: ModelShape, plan: MemoryPlan) -> list[float]:
 
 
 def _keeps_all(plan: MemoryPlan) -> bool:
-    return plan.memory in ("ready", "keep")
+    return plan.memory in KEEPS_ALL
 
 
 def ready_bytes(shape: ModelShape, plan: MemoryPlan) -> int:

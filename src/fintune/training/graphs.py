@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fintune.inference.forward import EdgeModel
+from fintune.models.fast_layers import KEEPS_ALL
 from fintune.models.foreign import first_line
 from fintune.schema.errors import RunError
 from fintune.trees.batch import TreeBatch
@@ -79,7 +80,7 @@ class GraphedPasses:
     @staticmethod
     def suits(model: EdgeModel) -> bool:
         """Whether a model runs on kernels that can be recorded, and keeps what it computes, as graphs keep all."""
-        if not model.is_blockwise or model.memory not in ("ready", "keep"):
+        if not model.is_blockwise or model.memory not in KEEPS_ALL:
             return False
         if model.device.type != "cuda":
             return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fintune.models.fast_layers import Memory
+from fintune.models.fast_layers import KEEPS_ALL, Memory
 from fintune.models.shape import ModelShape
 from fintune.schema.errors import RecipeError
 from fintune.training.memory_plan import MemoryPlan, trainable_parameters
@@ -141,6 +141,6 @@ def micro_batch_seconds(shape: ModelShape, plan: MemoryPlan, card: Card, tokens:
     if plan.compute_bytes == 4:
         rate /= 8  # fp32 without tensor cores; cards differ between 5 and 16 times
     floor = LAUNCH_SECONDS_PER_LAYER * shape.layers * (4 / 3 if plan.checkpointing else 1)
-    if plan.memory == "keep" and plan.blockwise:
+    if plan.memory in KEEPS_ALL and plan.blockwise:
         floor = 0.0  # recorded as CUDA graphs
     return max(floor, tokens * flops / rate)
