@@ -15,6 +15,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
     [
         ("auto", CPU, "sdpa"),
         ("auto", GPU, "flex"),
+        ("flex", GPU, "flex"),
         ("sdpa", GPU, "sdpa"),
         ("eager", CPU, "eager"),
         ("triton", GPU, "triton"),
@@ -22,7 +23,13 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 )
 def test_backends_by_name_and_device(attention, device, backend, monkeypatch):
     monkeypatch.setattr(forward, "triton_is_installed", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     assert choose_backend(attention, device) == backend
+
+
+def test_cards_before_ampere_attend_by_pytorchs_own_kernels(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert choose_backend("auto", GPU) == "sdpa"
 
 
 @pytest.mark.parametrize("attention", ["flex", "triton"])

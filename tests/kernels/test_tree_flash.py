@@ -10,7 +10,8 @@ from torch import nn
 
 from fintune.kernels.tree_attention import TreeContext, ancestor_mask, tree_attention
 from fintune.kernels.tree_blocks import BlockLists, block_lists, deal, seen_blocks
-from fintune.kernels.tree_flash import tree_flash, tree_work
+from fintune.kernels.tree_flash import HOPPER_SHARED_BYTES, tiling, tree_flash, tree_work
+from fintune.kernels.triton_use import triton_is_installed
 from fintune.schema.errors import ModelError
 from fintune.trees.prefix_tree import build_tree
 
@@ -108,6 +109,26 @@ def test_without_triton_the_backend_is_the_eager_twin():
         for backend in ("triton", "eager")
     )
     assert torch.equal(ours, twin)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not triton_is_installed(), reason="Triton is not installed")
+@pytest.mark.parametrize(("capability", "shared"), [(86, 99 * 1024), (90, HOPPER_SHARED_BYTES)], ids=["RTX", "H100"])
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_tiles_fit_into_the_shared_memory_of_cards(size, capability, shared):
+    from tests.kernels.compiled import shared_bytes
+
+    from fintune.kernels.tree_flash_keys_triton import _key_gradient_kernel
+    from fintune.kernels.tree_flash_triton import _forward_kernel, _query_gradient_kernel
+
+    tiles = tiling(size, torch.bfloat16, shared)
+    constants = {"SIZE": size, "BLOCK_D": size, "GROUP": 4, "GROUPS": 8, "WINDOW": True, "SOFTCAP": False, "LSE": True}
+    constants |= dict.fromkeys(("Q_STRIDE", "K_STRIDE", "V_STRIDE"), 48 * size)
+    constants |= dict.fromkeys(("OUT_STRIDE", "D_OUT_STRIDE"), 32 * size)
+    for kernel, tile in zip((_forward_kernel, _query_gradient_kernel, _key_gradient_kernel), tiles, strict=True):
+        own = {**constants, "QUERIES": tile.queries, "KEYS": tile.keys}
+        needed = shared_bytes(kernel, own, tile, capability, "bf16")
+        assert 0 < needed <= shared, (kernel.__name__, tile)
 
 
 def test_heads_too_large_for_the_kernels_are_refused():

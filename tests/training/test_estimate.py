@@ -449,9 +449,14 @@ def test_a_recipe_is_estimated_without_reading_weights(recipe, base, tmp_path):
     assert found.fits and found.gpu == "T4" and not found.remedies
     assert found.workload.samples == 40 and found.workload.distinct_tokens < found.workload.sample_tokens
     assert found.seconds_per_epoch > 0 and found.tokens_per_second > found.distinct_tokens_per_second
-    assert any("Recorded passes" in note for note in found.notes)
-    sparing = fintune.api.estimate(recipe, overrides=["training.gradient_checkpointing=true"], gpu="T4")
-    assert not any("Recorded passes" in note for note in sparing.notes)
+    for overrides, gpu, recorded in (
+        ([], "L4", True),
+        (["training.gradient_checkpointing=true"], "L4", False),
+        ([], "T4", False),
+        (["model.attention=flex"], "T4", True),
+    ):
+        notes = fintune.api.estimate(recipe, overrides=overrides, gpu=gpu).notes
+        assert any("Recorded passes" in note for note in notes) == recorded
     without = fintune.api.estimate(recipe, gpu="T4", data=False)
     assert without.workload is None and without.seconds_per_epoch is None and without.tokens_per_second > 0
     assert without.peak_bytes > found.peak_bytes, "every token is taken to be supervised"

@@ -25,6 +25,7 @@ from fintune.kernels.tree_attention import ATTENTION_NAME, BLOCKWISE, Backend, T
 from fintune.kernels.triton_use import triton_is_installed
 from fintune.models.fast_layers import FastLayers, Memory, fast_layers
 from fintune.models.fast_layers import say_plain as say_plain_layers
+from fintune.models.load import is_ampere_or_newer
 from fintune.schema.errors import InternalError, ModelError
 from fintune.schema.recipe import Packing
 from fintune.trees.packing import Batch, PaddedBatch
@@ -42,7 +43,7 @@ def choose_backend(attention: str, device: torch.device) -> Backend:
         ModelError: it has no kernels for the device, or Triton is not installed.
     """
     if attention == "auto":
-        return "flex" if device.type == "cuda" else "sdpa"
+        return "flex" if device.type == "cuda" and is_ampere_or_newer(device) else "sdpa"
     backend: Backend = next(known for known in get_args(Backend) if known == attention)
     if backend in BLOCKWISE and device.type != "cuda":
         raise ModelError(f"model.attention={attention} needs a CUDA device.", "Set model.attention=auto or sdpa.")

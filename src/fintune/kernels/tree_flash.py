@@ -20,6 +20,7 @@ Shapes: T tokens, H query heads, G key-value heads, D head size.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from fintune.kernels.tree_blocks import BlockLists, Units, block_lists, deal, se
 from fintune.schema.errors import ModelError
 
 MOST_SIZE = 256  # features of a head
+HOPPER_SHARED_BYTES = 227 * 1024  # what a program can have; 163 KiB on an A100, 99 on smaller cards
 WORKERS = 512  # programs that keep a device of some 130 processors busy to the end
 LEAST_ITEMS = 16  # blocks of queries times heads of a group; shorter work is not cut
 _SLOT_BYTES = 1 << 25  # of partial sums
@@ -54,8 +56,11 @@ class Tiling(NamedTuple):
     key_gradient: Tile
 
 
-def tiling(size: int, dtype: torch.dtype) -> Tiling:
-    """Tiles whose sums stay in registers and whose operands fit into the shared memory of an H100."""
+def tiling(size: int, dtype: torch.dtype, shared_bytes: int = HOPPER_SHARED_BYTES) -> Tiling:
+    """Tiles whose sums stay in registers and whose operands fit into the shared memory of a card.
+
+    Measured on an H200 only; on cards with less shared memory large heads get tiles that fit.
+    """
     if dtype == torch.float32:  # without tensor cores, whose fp32 is cut off: for comparisons, not for speed
         tile = Tile(32, 32, 8, 1) if size <= 64 else Tile(16, 16, 4, 1)
         return Tiling(tile, tile, tile)
@@ -63,6 +68,8 @@ def tiling(size: int, dtype: torch.dtype) -> Tiling:
         return Tiling(Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3))
     if size <= 128:
         return Tiling(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2))
+    if shared_bytes < HOPPER_SHARED_BYTES:
+        return Tiling(Tile(64, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2))
     return Tiling(Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(32, 64, 8, 2))
 
 
@@ -135,7 +142,16 @@ def tree_work(subtree_end: Tensor, depth: Tensor, window: int | None, size: int,
             f"Attention heads of {size} features are more than the {MOST_SIZE} our kernels take.",
             "Set model.attention=flex.",
         )
-    return TreeWork(subtree_end.to(torch.int32), depth.to(torch.int32), window, tiling(size, dtype))
+    tiles = tiling(size, dtype, _shared_bytes(subtree_end.device))
+    return TreeWork(subtree_end.to(torch.int32), depth.to(torch.int32), window, tiles)
+
+
+@functools.cache
+def _shared_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return HOPPER_SHARED_BYTES  # in the interpreter nothing is too large
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
 def tree_flash(

@@ -65,13 +65,18 @@ class LoadedBase:
     facts: LoadFacts
 
 
+def is_ampere_or_newer(device: torch.device) -> bool:
+    """Whether a GPU multiplies in bf16 and has the shared memory that attention over blocks of a tree takes."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
     """The compute type: as requested, or by ``auto`` bf16 on Ampere and newer, fp16 on older GPUs, fp32 elsewhere."""
     if requested != "auto":
         return DTYPES[requested]
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.bfloat16 if is_ampere_or_newer(device) else torch.float16
 
 
 def load_base(section: ModelSection, *, device: torch.device, for_training: bool) -> LoadedBase:

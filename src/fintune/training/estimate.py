@@ -17,6 +17,7 @@ from fintune.evaluation.suite import load_run_data
 from fintune.inference.forward import supported_packing
 from fintune.kernels.tree_attention import BLOCKWISE
 from fintune.models.fast_layers import KEEPS_ALL, Memory
+from fintune.models.load import is_ampere_or_newer
 from fintune.models.quantize import plan_quantization
 from fintune.models.shape import ModelShape, read_shape, read_tokenizer
 from fintune.models.templates import apply_chat_template_override
@@ -222,7 +223,9 @@ def memory_plan(
 
 
 def _is_blockwise(recipe: Recipe, packing: Packing, card: Card | None) -> bool:
-    return card is not None and packing != "none" and recipe.model.attention in ("auto", *BLOCKWISE)
+    if card is None or packing == "none":
+        return False
+    return recipe.model.attention in BLOCKWISE or (recipe.model.attention == "auto" and card.blockwise)
 
 
 def _present_card(notes: list[str]) -> Card | None:
@@ -236,8 +239,8 @@ def _present_card(notes: list[str]) -> Card | None:
         known = find_card(name)
     except RecipeError:
         notes.append(f"{name} is not in the table of cards, so its speed is not known.")
-        return Card(name, math.nan, None, math.nan, memory_gib)
-    return Card(name, known.bf16_tflops, known.fp8_tflops, known.bandwidth_gb_s, memory_gib)
+        return Card(name, math.nan, None, math.nan, memory_gib, is_ampere_or_newer(torch.device("cuda")))
+    return replace(known, name=name, memory_gib=memory_gib)
 
 
 def _workload(recipe: Recipe, packing: Packing, notes: list[str], *, buckets: bool) -> Workload | None:

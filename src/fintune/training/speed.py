@@ -16,13 +16,17 @@ from fintune.training.memory_plan import MemoryPlan, trainable_parameters
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: dense bf16 (fp16 where it has no bf16) and fp8 TFLOP/s, bandwidth in GB/s, memory in GiB; data sheets."""
+    """A GPU: dense bf16 (fp16 where it has no bf16) and fp8 TFLOP/s, bandwidth in GB/s, memory in GiB; data sheets.
+
+    ``blockwise`` is whether trees are attended over block by block by default, which cards before Ampere do not.
+    """
 
     name: str
     bf16_tflops: float
     fp8_tflops: float | None
     bandwidth_gb_s: float
     memory_gib: float
+    blockwise: bool = True
 
     @property
     def memory_bytes(self) -> int:
@@ -48,8 +52,8 @@ CARDS = (
     Card("RTX 5090", 209, 419, 1792, 31.4),
     Card("RTX 4090", 165, 330, 1008, 23.5),
     Card("RTX 3090", 71, None, 936, 23.6),
-    Card("V100", 112, None, 900, 31.7),
-    Card("T4", 65, None, 320, 14.6),
+    Card("V100", 112, None, 900, 31.7, blockwise=False),
+    Card("T4", 65, None, 320, 14.6, blockwise=False),
 )
 
 # Share of the data sheet that a step of the plain path (transformers, peft, bitsandbytes) reaches, measured once on an
