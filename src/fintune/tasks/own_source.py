@@ -1,0 +1,29 @@
+"""The rows of a source of the user's own: a file, an archive, a folder with split files, or a hub id.
+
+Enters: a task's section and how its files are written. Leaves: the source's name and ``RawTable`` objects by split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fintune.schema.conversations import ConversationsSection
+from fintune.schema.recipe import TableSection, TaskSection
+from fintune.sources import ALL, RawTable, is_archive, looks_like_hub_id, read_archive, read_file, read_folder, read_hub
+
+
+def read_own_source(
+    section: TaskSection, files: TableSection | ConversationsSection
+) -> tuple[str, Mapping[str, RawTable]]:
+    """What the rows were read from, and the rows by the source's own splits (``ALL`` where it has none)."""
+    source = str(section.source)
+    delimiter, encoding, sheet = files.delimiter, files.encoding, files.sheet
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return source, read_folder(path, delimiter=delimiter, encoding=encoding, sheet=sheet)
+    if is_archive(path):
+        return source, read_archive(path, delimiter=delimiter, encoding=encoding, sheet=sheet)
+    if looks_like_hub_id(source) and not path.exists():
+        return source, read_hub(source, section.config, section.revision)
+    return source, {ALL: read_file(path, delimiter=delimiter, encoding=encoding, sheet=sheet)}
