@@ -42,7 +42,9 @@ class ConversationsSection(BaseModel):
         description="Column whose rows are held out together, such as metadata.ticker (a dot looks into an object); "
         "null holds out single conversations.",
     )
-    test_share: float = Field(0.1, ge=0, lt=1, description="Share of the groups held out for the final scores.")
+    test_share: float = Field(
+        0.1, ge=0, le=1, description="Share of the groups held out for the final scores; 1 only measures."
+    )
     validation_share: float = Field(0.05, ge=0, lt=1, description="Share held out to choose checkpoints.")
     measure: ConversationMeasure = Field(
         "auto",
@@ -63,7 +65,7 @@ class ConversationsSection(BaseModel):
         0.5,
         ge=0,
         le=1,
-        description="Share of letters that must be Latin; 0 allows every script. Scripts are told apart, not languages.",
+        description="Share of letters that must be Latin; 0 allows every script. It tells no languages apart.",
     )
     near_duplicates: float | None = Field(
         0.9,

@@ -189,7 +189,8 @@ class OverlapReport(_Frozen):
     ``exact``, ``normalised`` and ``near`` count test documents with an equal text, an equal normalised text or a
     near-duplicate in train; each includes the one before. ``near`` is 0 where ``near_threshold``, the least Jaccard
     similarity of shingles, is None: near-duplicates were not looked for. ``same_document`` (a report page, a filing)
-    and ``same_ticker_week`` count test documents apart from these; they are None where not both sides say it.
+    and ``same_ticker_week`` count test documents apart from these; they are None where not both sides say it. So does
+    ``same_exchanges`` with conversations of which half of the exchanges are in one of train.
     """
 
     task: str
@@ -203,6 +204,7 @@ class OverlapReport(_Frozen):
     trained_on: str = ""
     same_document: int | None = None
     same_ticker_week: int | None = None
+    same_exchanges: int | None = None
 
 
 class DataLicence(_Frozen):

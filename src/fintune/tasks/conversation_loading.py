@@ -22,7 +22,7 @@ from fintune.tasks.base import LoadedTask, Row, unique_ids
 from fintune.tasks.conversation_quality import usable_rows, without_repeats
 from fintune.tasks.conversation_rows import join_exchanges, pin_format
 from fintune.tasks.conversations import ConversationTask, with_candidates
-from fintune.tasks.own_source import read_own_source
+from fintune.tasks.own_source import found_in_data_dir, read_own_source
 from fintune.tasks.registry import task_of
 from fintune.tasks.splits import OWN_SPLITS, Splits, split_off
 
@@ -64,9 +64,7 @@ def load_conversations(section: TaskSection, *, max_characters: int) -> LoadedTa
     if not any(rows.values()):
         raise _nothing_left(section.name, source, left_out)
     splits, note = _split(rows, pinned)
-    examples = {
-        split: tuple(unique_ids([task.make_example(row) for row in found])) for split, found in splits.items()
-    }
+    examples = {split: tuple(unique_ids([task.make_example(row) for row in found])) for split, found in splits.items()}
     if task.measure == "next_turn":
         examples |= {split: tuple(with_candidates(examples[split])) for split in ("validation", "test")}
     for reason, number in left_out.items():
@@ -96,10 +94,11 @@ def load_conversations(section: TaskSection, *, max_characters: int) -> LoadedTa
 
 
 def _read(section: TaskSection, asked: ConversationsSection) -> tuple[str, Mapping[str, RawTable]]:
-    path = Path(str(section.source)).expanduser()
+    source = found_in_data_dir(str(section.source))
+    path = Path(source).expanduser()
     if holds_documents(path):
-        return str(section.source), {ALL: read_documents(path, asked.encoding)}
-    return read_own_source(section, asked)
+        return source, {ALL: read_documents(path, asked.encoding)}
+    return read_own_source(section.model_copy(update={"source": source}), asked)
 
 
 def _parse(task: ConversationTask, table: RawTable, split: str) -> list[Row]:
@@ -130,12 +129,17 @@ def _split(rows: Mapping[str, Sequence[Row]], section: ConversationsSection) -> 
     train = list(rows.get("train", rows.get(ALL, ())))
     note = OWN_SPLITS
     if test is None and validation is not None:
-        note, test, validation = "Test is the source's validation split: its test split is not published.", validation, None
+        note, test, validation = (
+            "Test is the source's validation split: its test split is not published.",
+            validation,
+            None,
+        )
     if test is None:
         train, test = split_off(train, section.test_share, stratified=False)
         note = f"No published split: test is {section.test_share:.0%} of the {what}, chosen by hash."
     if validation is None:
-        train, validation = split_off(train, section.validation_share / (1 - section.test_share), stratified=False)
+        share = section.validation_share / max(1 - section.test_share, section.validation_share, 1e-9)
+        train, validation = split_off(train, share, stratified=False)
         note += f" Validation is {section.validation_share:.0%}, chosen the same way."
     return {"train": train, "validation": list(validation), "test": list(test)}, note
 
@@ -151,7 +155,8 @@ def _quality(
     report = inspect_rows(
         task.name,
         {
-            split: [CheckedRow(i + 1, row.text, row.label, row.label) for i, row in enumerate(rows)]
+            # What is said has no label, and rows that say nothing are counted by reason.
+            split: [CheckedRow(i + 1, row.text, "", "") for i, row in enumerate(rows) if row.label is not None]
             for split, rows in parsed.items()
         },
         max_characters=max_characters,
@@ -167,11 +172,10 @@ def _left_out_problem(name: str, n_rows: int, left_out: Counter[str]) -> list[Qu
     if not left_out:
         return []
     listed = "; ".join(f"{number:,} {reason}" for reason, number in left_out.most_common())
-    severity = "warning" if left_out.total() > _MANY * n_rows else "info"
     return [
         problem(
             "left_out",
-            "warning" if severity == "warning" else "info",
+            "warning" if left_out.total() > _MANY * n_rows else "info",
             f"Of {n_rows:,} conversations or texts of {name}: {listed}.",
             "Correct them, or change the checks in its conversations section.",
         )

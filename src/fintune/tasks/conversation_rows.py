@@ -185,7 +185,8 @@ def _content(value: Any) -> str | None:
     """A turn's text; OpenAI's list of parts is joined where all of them are text. None for anything else."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in value]
-        return "\n".join(parts).strip() if all(isinstance(part, str) for part in parts) else None
+        texts = [part for part in parts if isinstance(part, str)]
+        return "\n".join(texts).strip() if len(texts) == len(parts) else None
     return "" if is_blank(value) else value.strip() if isinstance(value, str) else None
 
 

@@ -86,7 +86,7 @@ class ConversationTask(Task):
 def conversation_task(name: str, section: ConversationsSection) -> ConversationTask:
     """The task of a source whose format is known."""
     what = "Plain text" if section.format == "text" else "Conversations"
-    return ConversationTask(
+    task = ConversationTask(
         name=name,
         version="own",
         description=f"Own data: {what.lower()} ({section.format}).",
@@ -98,12 +98,13 @@ def conversation_task(name: str, section: ConversationsSection) -> ConversationT
         max_answer_tokens=section.max_answer_tokens,
         section=section,
     )
+    return replace(task, version=f"own, {task.measure}")
 
 
 def with_candidates(examples: Sequence[Example]) -> list[Example]:
     """Each conversation with the turns its true last one is ranked among, the true one first.
 
-    They are last turns of other conversations, picked by hash, so that the order of the rows and a limit change nothing.
+    They are last turns of other conversations, picked by hash: neither the order of the rows nor a limit changes them.
     Equal turns, and answers to the same last words of the user, could be as right and are left out.
     """
     ring = sorted((_place(example.target), _Turn.of(example)) for example in examples)

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fintune.schema.errors import DataError
-from fintune.schema.example import Example
 from fintune.schema.quality import QualityProblem
 from fintune.schema.recipe import TableSection, TaskSection
 from fintune.schema.results import SAMPLE_OF, DataLicence
@@ -40,14 +39,13 @@ from fintune.tasks.conversation_loading import load_conversations
 from fintune.tasks.own import pin_table
 from fintune.tasks.own_checks import label_error, label_problems, left_problems, with_label_error
 from fintune.tasks.own_columns import dated_and_grouped
-from fintune.tasks.own_source import read_own_source
+from fintune.tasks.own_source import DATA_DIR_VARIABLE, read_own_source
 from fintune.tasks.own_splits import keep_source_splits, split_own_rows
 from fintune.tasks.registry import get_task, task_of
 from fintune.tasks.splits import OWN_SPLITS, make_splits
 
 logger = logging.getLogger(__name__)
 
-DATA_DIR_VARIABLE = "FINTUNE_DATA_DIR"
 MAX_CHARACTERS = 8192
 """About what 2,048 tokens hold."""
 Tables = Mapping[str, RawTable]

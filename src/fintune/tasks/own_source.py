@@ -5,12 +5,24 @@ Enters: a task's section and how its files are written. Leaves: the source's nam
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from fintune.schema.conversations import ConversationsSection
 from fintune.schema.recipe import TableSection, TaskSection
 from fintune.sources import ALL, RawTable, is_archive, looks_like_hub_id, read_archive, read_file, read_folder, read_hub
+
+DATA_DIR_VARIABLE = "FINTUNE_DATA_DIR"
+
+
+def found_in_data_dir(source: str) -> str:
+    """A relative path that is not here, but in the folder that ``FINTUNE_DATA_DIR`` names, as a path there."""
+    folder, path = os.environ.get(DATA_DIR_VARIABLE), Path(source).expanduser()
+    if not folder or path.is_absolute() or path.exists():
+        return source
+    place = Path(folder).expanduser() / source
+    return str(place) if place.exists() else source
 
 
 def read_own_source(
