@@ -131,7 +131,9 @@ class DataSection(_Section):
     )
     remove_overlap: bool = Field(True, description="Drop training rows whose text is also in validation or test.")
     remove_same_document: bool = Field(
-        True, description="With remove_overlap, drop training questions about a report page that is also held out."
+        True,
+        description="With remove_overlap, drop training questions about a report page that is also held out, and "
+        "conversations of which half of the answers are.",
     )
     near_duplicate_threshold: float | None = Field(
         0.6, ge=0.1, le=1, description="Similarity from which two texts are near-duplicates; null: only equal texts."

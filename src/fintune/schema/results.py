@@ -190,7 +190,7 @@ class OverlapReport(_Frozen):
     near-duplicate in train; each includes the one before. ``near`` is 0 where ``near_threshold``, the least Jaccard
     similarity of shingles, is None: near-duplicates were not looked for. ``same_document`` (a report page, a filing)
     and ``same_ticker_week`` count test documents apart from these; they are None where not both sides say it. So does
-    ``same_exchanges`` with conversations of which half of the exchanges are in one of train.
+    ``same_exchanges`` with conversations that share half of their answers, or of the other's, with one of train.
     """
 
     task: str

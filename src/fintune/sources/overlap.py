@@ -20,6 +20,10 @@ from fintune.sources.near import NearSearch
 from fintune.sources.text import normalise_text
 
 
+_TELLING = 40
+"""Letters and digits from which on an answer is its own; shorter ones, such as a year, answer many questions."""
+
+
 def count_overlap(
     train: Sequence[Example], heldout: Sequence[Example], *, threshold: float | None = None
 ) -> OverlapReport:
@@ -42,7 +46,7 @@ def remove_overlap(
         threshold: Jaccard similarity of shingles from which two documents count as near-duplicates; None compares
             exact and normalised texts only. ``HeldOut`` has its own.
         same_document: drop questions about a report page that held-out questions are about too, and conversations of
-            which half of the exchanges (of the shorter one's) stand in a held-out conversation.
+            which half of the answers (of the shorter one's) stand in a held-out conversation.
 
     Returns:
         The kept training examples, in order, and the report; ``removed_from_train`` counts dropped examples.
@@ -158,7 +162,7 @@ class _Mark:
         document: the page or filing it is from.
         page: that page, where a question is asked about it.
         week: ticker, ISO year and ISO week.
-        exchanges: of a conversation, what each user's turn and its answer say.
+        exchanges: of a conversation, what tells each of its answers.
     """
 
     text: str
@@ -166,7 +170,7 @@ class _Mark:
     document: str | None
     page: str | None
     week: tuple[str, int, int] | None
-    exchanges: frozenset[tuple[str, str]] = frozenset()
+    exchanges: frozenset[str] = frozenset()
 
 
 class _Side:
@@ -205,17 +209,19 @@ def _mark(example: Example) -> _Mark:
     return _Mark(text, normalise_text(text), document, page, _ticker_week(metadata), _exchanges(example))
 
 
-def _exchanges(example: Example) -> frozenset[tuple[str, str]]:
+def _exchanges(example: Example) -> frozenset[str]:
+    """Each answer, which may stand under other wordings of its question; short ones only with the question."""
     if example.learnt != "turns":
         return frozenset()
     said = [normalise_text(message.content) for message in example.messages if message.role != "system"]
     said.append(normalise_text(example.target))
-    return frozenset(zip(said[::2], said[1::2], strict=False))
+    pairs = zip(said[::2], said[1::2], strict=False)
+    return frozenset(answer if len(answer) >= _TELLING else f"{question} {answer}" for question, answer in pairs)
 
 
 def _share_exchanges(marks: Sequence[_Mark], others: Sequence[_Mark]) -> list[bool]:
-    """For each mark, whether half of its exchanges, or of another's if that has fewer, are the other's too."""
-    places: dict[tuple[str, str], list[int]] = {}
+    """For each mark, whether another has half of its answers, or it has half of the other's, which may be fewer."""
+    places: dict[str, list[int]] = {}
     for number, other in enumerate(others):
         for exchange in other.exchanges:
             places.setdefault(exchange, []).append(number)
