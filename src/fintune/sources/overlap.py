@@ -19,7 +19,6 @@ from fintune.schema.results import OverlapReport
 from fintune.sources.near import NearSearch
 from fintune.sources.text import normalise_text
 
-
 _TELLING = 40
 """Letters and digits from which on an answer is its own; shorter ones, such as a year, answer many questions."""
 
