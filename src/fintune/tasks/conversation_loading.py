@@ -127,7 +127,7 @@ def _split(rows: Mapping[str, Sequence[Row]], section: ConversationsSection) -> 
     what = f"{section.group} values" if section.group else "conversations and texts"
     validation, test = rows.get("validation"), rows.get("test")
     train = list(rows.get("train", rows.get(ALL, ())))
-    note = OWN_SPLITS
+    note, share = OWN_SPLITS, section.validation_share
     if test is None and validation is not None:
         note, test, validation = (
             "Test is the source's validation split: its test split is not published.",
@@ -136,9 +136,9 @@ def _split(rows: Mapping[str, Sequence[Row]], section: ConversationsSection) -> 
         )
     if test is None:
         train, test = split_off(train, section.test_share, stratified=False)
+        share /= max(1 - section.test_share, share, 1e-9)  # of what is left
         note = f"No published split: test is {section.test_share:.0%} of the {what}, chosen by hash."
     if validation is None:
-        share = section.validation_share / max(1 - section.test_share, section.validation_share, 1e-9)
         train, validation = split_off(train, share, stratified=False)
         note += f" Validation is {section.validation_share:.0%}, chosen the same way."
     return {"train": train, "validation": list(validation), "test": list(test)}, note
