@@ -262,7 +262,7 @@ def mixture(base, place, sources, *changes):
         "name": "mixture",
         "model": {"base": str(base)},
         "data": {"tasks": tasks, "train_limit": 20, "near_duplicate_threshold": None},
-        "training": {"samples_per_step": 8, "tokens_per_batch": 512, "max_length": 64, "learning_rate": 0.01},
+        "training": {"samples_per_step": 8, "tokens_per_batch": 512, "max_length": 128, "learning_rate": 0.01},
     }
     recipe["data"]["tasks"][0]["conversations"]["near_duplicates"] = None
     quick = [change for change in CHAT_QUICK if not change.startswith(("training.max_length", "evaluation.limit"))]
@@ -278,7 +278,7 @@ def test_conversations_texts_and_labels_train_together_and_every_token_of_a_text
 
     n_tokens = len(AutoTokenizer.from_pretrained(base)(text)["input_ids"]) + 1
     assert by_task["news"]["supervised"] == n_tokens, "one pass over one document, its end included"
-    assert by_task["news"]["samples"] == math.ceil(n_tokens / 63) == by_task["news"]["tokens"] - n_tokens
+    assert by_task["news"]["samples"] == math.ceil(n_tokens / 127) == by_task["news"]["tokens"] - n_tokens
     assert 0 < by_task["talk"]["supervised"] < by_task["talk"]["tokens"]
     assert losses(outcome)[-1] < losses(outcome)[0]
 

@@ -12,7 +12,8 @@ What a task's ``judge`` puts into ``DocumentRecord.counts``:
   of a dialogue's turn, counted from 1, and is not averaged. ``same_unit`` is the part of the right answers that does
   not rest on per cent and ratio, or millions and units, being the same.
 - chat: ``nats``, ``tokens`` and ``bytes`` of what was said; ``ranked``, ``next_turn`` and ``chance`` where turns were
-  ranked; ``answered``, ``token_f1``, ``rouge_l`` and ``numbers_*`` where answers were written.
+  ranked; ``answered``, ``token_f1``, ``rouge_l`` and ``numbers_*`` where answers were written; ``judged``, ``win``,
+  ``tie`` and ``order_dependent`` where a judge compared two systems.
 
 Shape legend: ``G`` groups, ``F`` features, ``K`` labels, ``N`` documents.
 """
@@ -35,6 +36,9 @@ MAX_TURN = 6
 
 
 _CHAT_RATIOS: Mapping[str, tuple[str, str]] = {
+    "win_rate": ("win", "judged"),
+    "tie_rate": ("tie", "judged"),
+    "order_dependent": ("order_dependent", "judged"),
     "next_turn_accuracy": ("next_turn", "ranked"),
     "next_turn_chance": ("chance", "ranked"),
     "token_f1": ("token_f1", "answered"),
@@ -43,6 +47,7 @@ _CHAT_RATIOS: Mapping[str, tuple[str, str]] = {
     "invented_numbers": ("numbers_invented", "numbers_said"),
 }
 """Scores of conversations that are one count over another."""
+_CHAT_PRIMARY = ("win_rate", "token_f1", "next_turn_accuracy", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,7 @@ def _chat(records: Sequence[DocumentRecord], names: Sequence[str], group_N: Ints
     measures = {name: ratio(*parts) for name, parts in _CHAT_RATIOS.items() if set(parts) <= column.keys()}
     if "nats" in column:
         measures |= {"perplexity": perplexity("tokens"), "byte_perplexity": perplexity("bytes")}
-    primary = next((name for name in ("token_f1", "next_turn_accuracy", "perplexity") if name in measures), None)
+    primary = next((name for name in _CHAT_PRIMARY if name in measures), None)
     if primary is None:
         raise DataError(
             f"None of the {len(records)} documents of {records[0].task} fits the model.", "Raise training.max_length."

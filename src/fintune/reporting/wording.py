@@ -40,6 +40,9 @@ METRIC_NAMES = {
     "next_turn_chance": "By chance",
     "numbers_right": "Numbers right",
     "invented_numbers": "Numbers invented",
+    "win_rate": "Win rate",
+    "tie_rate": "Ties",
+    "order_dependent": "Verdict depends on order",
     "perplexity": "Perplexity (token)",
     "byte_perplexity": "Perplexity (byte)",
 }

@@ -6,6 +6,7 @@ Splits depend on the rows alone, never on a run's seed, so that runs with other 
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -159,7 +160,8 @@ def _quality(
             split: [CheckedRow(i + 1, row.text, "", "") for i, row in enumerate(rows) if row.label is not None]
             for split, rows in parsed.items()
         },
-        max_characters=max_characters,
+        # Texts are cut into blocks: none is too long.
+        max_characters=sys.maxsize if task.section.format == "text" else max_characters,
         choices=None,
         raw_rows=[row for table in tables.values() for row in table.rows],
         source=source,
