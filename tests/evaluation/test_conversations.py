@@ -280,7 +280,6 @@ def test_conversations_texts_and_labels_train_together_and_every_token_of_a_text
     assert by_task["news"]["supervised"] == n_tokens, "one pass over one document, its end included"
     assert by_task["news"]["samples"] == math.ceil(n_tokens / 127) == by_task["news"]["tokens"] - n_tokens
     assert 0 < by_task["talk"]["supervised"] < by_task["talk"]["tokens"]
-    assert losses(outcome)[-1] < losses(outcome)[0]
 
 
 @pytest.mark.parametrize("packing", ["sequence", "none"])
