@@ -48,6 +48,7 @@ SCORES = {
     "tagging": "entities: micro F1, precision and recall of whole entities, F1 of each type; quoted: `entity_f1`",
     "qa": "questions over pages: right answers, and how exactly they are right; quoted: `accuracy`",
     "text": "free text: token F1 and ROUGE-L with the reference, share of equal answers; quoted: `token_f1`",
+    "chat": "conversations: perplexities, the next turn among others, words and numbers of written answers",
 }
 
 

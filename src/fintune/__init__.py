@@ -30,8 +30,9 @@ from fintune.schema.recipe import Recipe  # noqa: E402
 
 if TYPE_CHECKING:
     from fintune.flare import FLAREEvaluator
+    from fintune.judging import judge
 
-_ON_DEMAND = {"FLAREEvaluator": "fintune.flare"}
+_ON_DEMAND = {"FLAREEvaluator": "fintune.flare", "judge": "fintune.judging"}
 
 __all__ = [
     "FLAREEvaluator",
@@ -45,6 +46,7 @@ __all__ = [
     "doctor",
     "estimate",
     "evaluate",
+    "judge",
     "load",
     "prepare_data",
     "preview",

@@ -319,7 +319,7 @@ def preview(
     from fintune.models.load import load_tokenizer
     from fintune.models.locate import locate_base
     from fintune.models.templates import apply_chat_template_override
-    from fintune.trees.chat import ChatFormat
+    from fintune.trees.chat import ChatFormat, encode_parts
 
     loaded = load_recipe(recipe, overrides)
     data = load_run_data(loaded)
@@ -332,16 +332,14 @@ def preview(
     chat = ChatFormat(tokenizer, loaded.training.max_length)
     shown = []
     for example in rows[split][:samples]:
-        encoded = chat.encode(example)
-        if encoded is None:
-            continue
-        sample = encoded.training_sample()
-        ids = sample.tokens.tolist()
-        texts = [str(tokenizer.decode([token])) for token in ids]
-        supervised = (sample.supervision > 0).tolist()
-        shown.append(
-            PreviewSample(example.example_id, tuple(zip(texts, ids, supervised, strict=True)), encoded.truncated)
-        )
+        for encoded in encode_parts(chat, example):
+            sample = encoded.training_sample()
+            ids = sample.tokens.tolist()
+            texts = [str(tokenizer.decode([token])) for token in ids]
+            supervised = (sample.supervision > 0).tolist()
+            shown.append(
+                PreviewSample(example.example_id, tuple(zip(texts, ids, supervised, strict=True)), encoded.truncated)
+            )
     return shown
 
 

@@ -34,10 +34,14 @@ def base_and_adapter(model: str | Path, adapter: str | Path | None) -> tuple[str
 def task_section(asked: AskedTask, prompt: str | None, trained: Recipe | None) -> dict[str, Any]:
     """The ``data.tasks`` entry of an asked task: on the rows its adapter was held to, unless others are named."""
     known = next((section for section in trained.data.tasks if section.name == asked.name), None) if trained else None
-    if known is not None and known.table is not None:  # a table of one's own: its held-out rows, or another file's
+    if known is not None and (known.table or known.conversations):  # one's own: its held-out rows, or another file's
         section: dict[str, Any] = known.model_dump(mode="json")
         if asked.source:
-            section |= {"source": asked.source, "content_hash": None, "table": {**section["table"], "split": "test"}}
+            section |= {"source": asked.source, "content_hash": None}
+            if known.table is not None:
+                section["table"] |= {"split": "test"}
+            else:
+                section["conversations"] |= {"test_share": 1.0}
         return section
     wording = prompt or (known.prompt if known else None) or asked.prompt
     chosen: dict[str, Any] = {"name": asked.name, "prompt": wording, "source": asked.source, "config": asked.config}
@@ -73,8 +77,8 @@ def _is_gone(source: str | None) -> bool:
 
 
 def own_tables(trained: Recipe | None) -> list[str]:
-    """Names of the tables of one's own that an adapter was trained on."""
-    return [section.name for section in trained.data.tasks if section.table is not None] if trained else []
+    """Names of the tables and conversations of one's own that an adapter was trained on."""
+    return [section.name for section in trained.data.tasks if section.table or section.conversations] if trained else []
 
 
 def _adapter_folder(adapter: str | Path | None) -> Path | None:

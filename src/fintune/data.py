@@ -136,7 +136,7 @@ def _without_overlap(task: LoadedTask, recipe: Recipe) -> tuple[dict[str, Sequen
 
 def _summarise_split(rows: Sequence[Example]) -> SplitSummary:
     words = sorted(len(example.document.split()) for example in rows)
-    labels = Counter(example.target for example in rows)
+    labels = Counter(example.target for example in rows if example.learnt == "answer")
     return SplitSummary(
         rows=len(rows),
         groups=len({example.group or example.example_id for example in rows}),

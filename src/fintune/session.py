@@ -328,7 +328,8 @@ def _as_learnt(example: Example) -> list[Any]:
 
 def _as_asked(example: Example) -> list[Any]:
     turns = [[message.role, message.content, message.document_span] for message in example.messages]
-    return [example.example_id, example.group, example.target, example.choices, turns]
+    asked = [example.example_id, example.group, example.target, example.choices, turns]
+    return asked if example.learnt == "answer" else [*asked, example.learnt, example.metadata.get("candidates")]
 
 
 def default_device() -> torch.device:

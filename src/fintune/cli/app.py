@@ -13,6 +13,7 @@ import typer
 from fintune.cli.comparing import compare
 from fintune.cli.data_commands import data_app
 from fintune.cli.estimating import estimate
+from fintune.cli.judging import judge
 from fintune.cli.output import Output
 from fintune.cli.own_options import TableOptions, takes_table
 from fintune.cli.predicting import (
@@ -42,6 +43,7 @@ app.add_typer(data_app)
 app.add_typer(tasks_app)
 app.command()(compare)
 app.command()(estimate)
+app.command()(judge)
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path to your own YAML file.")

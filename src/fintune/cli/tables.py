@@ -27,6 +27,12 @@ METRIC_TITLES = {
     "dialogue_accuracy": "dialogues",
     "token_f1": "token F1",
     "rouge_l": "ROUGE-L",
+    "win_rate": "win rate",
+    "tie_rate": "ties",
+    "order_dependent": "by order",
+    "next_turn_accuracy": "next turn",
+    "next_turn_chance": "by chance",
+    "invented_numbers": "numbers invented",
 }
 _SHOWN: dict[Scoring, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1", "mcc"),
@@ -34,6 +40,16 @@ _SHOWN: dict[Scoring, tuple[str, ...]] = {
     "tagging": ("entity_f1", "precision", "recall"),
     "qa": ("accuracy", "exact", "dialogue_accuracy"),
     "text": ("accuracy", "token_f1", "rouge_l"),
+    "chat": (
+        "win_rate",
+        "tie_rate",
+        "order_dependent",
+        "next_turn_accuracy",
+        "next_turn_chance",
+        "token_f1",
+        "invented_numbers",
+        "perplexity",
+    ),
 }
 """Scores that fit a terminal's width; the report has them all."""
 NOT_MEASURED = "not measured: "

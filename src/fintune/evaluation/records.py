@@ -8,6 +8,7 @@ from fintune.schema.example import Example
 from fintune.schema.recipe import Decoding
 from fintune.schema.results import DocumentRecord, Protocol
 from fintune.tasks.base import Task
+from fintune.tasks.conversations import ConversationTask
 
 
 def answer_records(
@@ -56,6 +57,8 @@ def split_protocols(task: Task, decoding: Decoding) -> tuple[tuple[Protocol, ...
 
     FLARE reads what a model writes, so a ranking is never scored under its rules.
     """
+    if isinstance(task, ConversationTask) and task.measure != "answers":
+        return ("robust",), ()  # nothing is written
     if not task.choices or decoding == "free":
         return (), task.protocols
     others = tuple(protocol for protocol in task.protocols if protocol != "robust")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fintune.evaluation.conversations import conversation_records, likelihood_counts
 from fintune.evaluation.records import answer_records, dialogue_of, split_protocols
 from fintune.inference import vllm_engine
 from fintune.inference.forward import EdgeModel
@@ -20,6 +21,7 @@ from fintune.schema.example import Example
 from fintune.schema.recipe import Decoding, Packing
 from fintune.schema.results import DocumentRecord, Protocol
 from fintune.tasks.base import Task
+from fintune.tasks.conversations import ConversationTask
 from fintune.tasks.shots import with_shots
 from fintune.trees.chat import ChatFormat, EncodedSet, encode_all
 from fintune.trees.prefix_tree import FloatArray
@@ -95,6 +97,8 @@ class Scorer:
             system: what the records call the model.
             on_batch: called with the number of documents finished since the last call.
         """
+        if isinstance(task, ConversationTask):
+            return conversation_records(self, task, examples, system, on_batch)
         ranked_under, written_under = split_protocols(task, self.decoding)
         records: list[list[DocumentRecord]] = [[] for _ in examples]
         if ranked_under:
@@ -178,10 +182,14 @@ class Scorer:
         the tasks of ``eval_accuracy`` and ``eval_macro_f1``.
 
         A free answer is scored by the likelihood of the right one; generating them would take longer than training.
+        Of conversations and texts, all that is learnt counts.
         """
+        told, _ = likelihood_counts(self, [example for example in examples if example.learnt != "answer"])
+        nats = sum(counts.get("nats", 0.0) for counts in told)
+        tokens = int(sum(counts.get("tokens", 0.0) for counts in told))
+        examples = [example for example in examples if example.learnt == "answer"]
         options = [example if example.choices else replace(example, choices=(example.target,)) for example in examples]
         encoded, scores = self.log_likelihoods(options)
-        nats, tokens = 0.0, 0
         answers: list[str | None] = [None] * len(examples)
         for position, sample, score in zip(encoded.kept, encoded.encoded, scores, strict=True):
             option = options[position]

@@ -26,6 +26,8 @@ from fintune.tasks.shots import shot_order
 
 CHARACTERS_PER_TOKEN = 4  # only for the warning about long texts; what is shortened is counted in tokens
 FIVE = 5  # solved examples of the five-shot base
+REPEATS = "repeats of earlier sources"
+"""What the counts call conversations that an earlier source of the run has too."""
 DRAW_SEED = 17  # which held-out rows a limit keeps must not depend on the run's seed
 
 
@@ -79,7 +81,7 @@ class RunData:
         """What to know about the rows as read. Where nothing is trained, a published data set's flaws are only counted:
         its test rows stay as they are, and the remedies are for those who train.
         """
-        own = {section.name for section in self.recipe.data.tasks if section.table is not None}
+        own = {section.name for section in self.recipe.data.tasks if section.table or section.conversations}
         lines: list[str] = []
         counted: dict[str, int] = {}
         for report in self.quality:
@@ -137,7 +139,10 @@ def load_run_data(
     leaked = measure_leakage(adapter, documents, recipe.data) if adapter is not None else Leakage()
     reports = {id(task): task for task in used}.values()
     quality = tuple(
-        with_overlap(task.quality, [report for report in chosen.overlap if report.task == task.task.name])
+        with_overlap(
+            _with_repeats(task.quality, chosen.counts.get(task.task.name, {})),
+            [report for report in chosen.overlap if report.task == task.task.name],
+        )
         for task in reports
     )
     return RunData(
@@ -155,6 +160,13 @@ def load_run_data(
         training=training,
         unchecked=leaked.unchecked,
     )
+
+
+def _with_repeats(quality: QualityReport, counts: Mapping[str, object]) -> QualityReport:
+    repeats = counts.get(REPEATS)
+    if not isinstance(repeats, int) or not repeats:
+        return quality
+    return quality.model_copy(update={"left_out": {**quality.left_out, REPEATS: repeats}})
 
 
 def _counted(number: int, what: str) -> str:
@@ -184,8 +196,9 @@ def _rows_to_train(
     )
     tests = heldout.among([example for _, rows in documents for example in rows])
     chosen = _Chosen()
+    earlier: list[Example] = []
     for task in trained:
-        rows = _training_rows(task, heldout, recipe)
+        rows, repeats = _training_rows(task, heldout, recipe, earlier)
         if not rows:
             raise _no_training_rows(task, recipe)
         watched = _validation_rows(task, tests, recipe)
@@ -193,6 +206,9 @@ def _rows_to_train(
         chosen.train.extend(rows)
         chosen.validation.extend(select_rows(watched, recipe.data.validation_limit, seed=DRAW_SEED))
         chosen.counts[task.task.name] = {**task.counts, "trained": len(rows), **removed}
+        if task.section.conversations is not None:
+            earlier.extend(rows)
+            chosen.counts[task.task.name] = {**chosen.counts[task.task.name], REPEATS: repeats}
     if recipe.training.best_metric and not chosen.validation:
         raise DataError("training.best_metric is set, but there are no validation rows.", "Set it to null.")
     chosen.overlap.extend(_overlaps(trained, documents, heldout, recipe.data))
@@ -209,13 +225,13 @@ def _rows_to_learn(documents: Sequence[tuple[LoadedTask, Sequence[Example]]], re
     for task, scored in documents if not LEARNT.isdisjoint(recipe.evaluation.baselines) else ():
         if task.task.choices:  # free answers have no baselines
             heldout = _heldout(task) if recipe.evaluation.limit is None else scored
-            chosen.train.extend(_training_rows(task, heldout, recipe))
+            chosen.train.extend(_training_rows(task, heldout, recipe)[0])
     return chosen
 
 
 def _load(section: TaskSection, recipe: Recipe, on_loaded: Callable[[int], None]) -> LoadedTask:
     """A task's rows. A wrong prompt is named before minutes go into reading them."""
-    if section.table is None:
+    if section.table is None and section.conversations is None:
         get_task(section.name).resolve_prompt(section.prompt)
     loaded = load_task(section, seed=recipe.seed, max_characters=CHARACTERS_PER_TOKEN * recipe.training.max_length)
     on_loaded(1)
@@ -263,7 +279,7 @@ def shot_rows(task: LoadedTask, documents: Sequence[Example], recipe: Recipe) ->
     Rows that are equal or nearly equal to a scored document are left out, even where the recipe trains on such.
     """
     wanted = most_shots(recipe.evaluation)
-    if not wanted:
+    if not wanted or task.section.conversations is not None:  # a conversation is no solved example
         return ()
     candidates = shot_order(task.splits["train"], seed=DRAW_SEED)[: 20 * wanted]
     apart, _ = remove_overlap(candidates, documents, threshold=recipe.data.near_duplicate_threshold)
@@ -310,9 +326,17 @@ def _no_training_rows(task: LoadedTask, recipe: Recipe) -> DataError:
     )
 
 
-def _training_rows(task: LoadedTask, heldout: Sequence[Example] | HeldOut, recipe: Recipe) -> tuple[Example, ...]:
+def _training_rows(
+    task: LoadedTask, heldout: Sequence[Example] | HeldOut, recipe: Recipe, earlier: Sequence[Example] = ()
+) -> tuple[tuple[Example, ...], int]:
+    """The rows to train on, and how many conversations were left out as repeats of ``earlier`` sources."""
     rows, _ = kept_apart(task.splits["train"], heldout, recipe.data)
-    return select_rows(rows, recipe.data.train_limit, recipe.data.balance, recipe.seed)
+    repeats = 0
+    if task.section.conversations is not None and earlier:
+        threshold = task.section.conversations.near_duplicates
+        rows, found = remove_overlap(rows, earlier, threshold=threshold, same_document=False)
+        repeats = found.removed_from_train
+    return select_rows(rows, recipe.data.train_limit, recipe.data.balance, recipe.seed), repeats
 
 
 def _validation_rows(task: LoadedTask, tests: HeldOut, recipe: Recipe) -> tuple[Example, ...]:

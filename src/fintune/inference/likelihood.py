@@ -9,7 +9,7 @@ import numpy as np
 from fintune.inference.forward import EdgeModel
 from fintune.schema.recipe import Packing
 from fintune.trees.batch import batch_from_tree, bucket_size
-from fintune.trees.chat import EncodedExample
+from fintune.trees.encoded import EncodedExample
 from fintune.trees.packing import Batch, pad_samples, split_by_budget
 from fintune.trees.prefix_tree import FloatArray, IntArray, TokenSample, build_tree
 
@@ -35,6 +35,25 @@ def choice_log_likelihoods(
         One (n_choices,) array per example, in natural-log units.
     """
     samples = [sample for example in examples for sample in example.choice_samples()]
+    scores = sample_log_likelihoods(
+        model, samples, tokens_per_batch=tokens_per_batch, packing=packing, on_batch=on_batch
+    )
+    ends = np.cumsum([len(example.choices) for example in examples])
+    return [np.asarray(part) for part in np.split(scores, ends[:-1])] if examples else []
+
+
+def sample_log_likelihoods(
+    model: EdgeModel,
+    samples: Sequence[TokenSample],
+    *,
+    tokens_per_batch: int,
+    packing: Packing = "tree",
+    on_batch: Callable[[int], None] | None = None,
+) -> FloatArray:
+    """(S,) log-likelihood of the supervised tokens of each sample, in nats; weights do not count.
+
+    Arguments are those of ``choice_log_likelihoods``; ``on_batch`` gets the number of finished samples.
+    """
     scores = np.zeros(len(samples))
     for group in split_by_budget(samples, packing, tokens_per_batch):
         members = [samples[i] for i in group]
@@ -43,8 +62,7 @@ def choice_log_likelihoods(
         scores[group] = [edge_scores[edges].sum() for edges in sample_edges]
         if on_batch is not None:
             on_batch(len(group))
-    ends = np.cumsum([len(example.choices) for example in examples])
-    return [np.asarray(part) for part in np.split(scores, ends[:-1])] if examples else []
+    return scores
 
 
 def _batch_with_edges(

@@ -11,12 +11,16 @@ What a task's ``judge`` puts into ``DocumentRecord.counts``:
 - qa and text: any name with a number between 0 and 1, whose mean over documents is reported; ``turn`` holds the number
   of a dialogue's turn, counted from 1, and is not averaged. ``same_unit`` is the part of the right answers that does
   not rest on per cent and ratio, or millions and units, being the same.
+- chat: ``nats``, ``tokens`` and ``bytes`` of what was said; ``ranked``, ``next_turn`` and ``chance`` where turns were
+  ranked; ``answered``, ``token_f1``, ``rouge_l`` and ``numbers_*`` where answers were written; ``judged``, ``win``,
+  ``tie`` and ``order_dependent`` where a judge compared two systems.
 
 Shape legend: ``G`` groups, ``F`` features, ``K`` labels, ``N`` documents.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,10 +28,26 @@ import numpy as np
 
 from fintune.metrics import classification as scores
 from fintune.metrics.classification import Floats, Ints, Tally
+from fintune.schema.errors import DataError
 from fintune.schema.results import DocumentRecord, Scoring
 
 MAX_TURN = 6
 """Turns from this one on are reported together: longer dialogues are few."""
+
+
+_CHAT_RATIOS: Mapping[str, tuple[str, str]] = {
+    "win_rate": ("win", "judged"),
+    "tie_rate": ("tie", "judged"),
+    "order_dependent": ("order_dependent", "judged"),
+    "next_turn_accuracy": ("next_turn", "ranked"),
+    "next_turn_chance": ("chance", "ranked"),
+    "token_f1": ("token_f1", "answered"),
+    "rouge_l": ("rouge_l", "answered"),
+    "numbers_right": ("numbers_found", "numbers_expected"),
+    "invented_numbers": ("numbers_invented", "numbers_said"),
+}
+"""Scores of conversations that are one count over another."""
+_CHAT_PRIMARY = ("win_rate", "token_f1", "next_turn_accuracy", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -71,6 +91,8 @@ def family_of(
         return _questions(records, labels, names, group_N)
     if scoring == "tagging":
         return _tagging(records, names, group_N)
+    if scoring == "chat":
+        return _chat(records, names, group_N)
     return _means(records, names, group_N, "token_f1" if scoring == "text" and "token_f1" in names else "accuracy")
 
 
@@ -184,6 +206,32 @@ def _means(records: Sequence[DocumentRecord], names: Sequence[str], group_N: Int
     measures["dialogue_accuracy"] = _mean_of(len(features) + 1, len(features))
     features += _dialogues(records)
     return Family(primary, group_sums(np.stack(features, axis=1), group_N), measures)
+
+
+def _chat(records: Sequence[DocumentRecord], names: Sequence[str], group_N: Ints) -> Family:
+    """Conversations and texts: perplexities, and ratios of whatever else their records count.
+
+    A conversation weighs as much as it has tokens; perplexities are exact over all of them, not means.
+    """
+    column = {name: number for number, name in enumerate(names)}
+    features_NF = np.array([[record.counts.get(name, 0.0) for name in names] for record in records])
+
+    def ratio(top: str, bottom: str) -> Measure:
+        return Measure(lambda totals: _share(totals[..., column[top]], totals[..., column[bottom]]))
+
+    def perplexity(unit: str) -> Measure:
+        mean_nats = ratio("nats", unit).score
+        return Measure(lambda totals: np.asarray(np.exp(mean_nats(totals))), (1.0, math.inf))
+
+    measures = {name: ratio(*parts) for name, parts in _CHAT_RATIOS.items() if set(parts) <= column.keys()}
+    if "nats" in column:
+        measures |= {"perplexity": perplexity("tokens"), "byte_perplexity": perplexity("bytes")}
+    primary = next((name for name in _CHAT_PRIMARY if name in measures), None)
+    if primary is None:
+        raise DataError(
+            f"None of the {len(records)} documents of {records[0].task} fits the model.", "Raise training.max_length."
+        )
+    return Family(primary, group_sums(features_NF, group_N), measures)
 
 
 def _dialogues(records: Sequence[DocumentRecord]) -> list[Floats]:

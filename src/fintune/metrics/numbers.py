@@ -107,6 +107,15 @@ def parse_answer(text: str | None) -> Answer | None:
     return _leading_yes_no(plain) or _number(plain)
 
 
+def quantities_in(text: str) -> list[Quantity]:
+    """Every number that a text states, in order; none in a text of more than ``MAX_CHARACTERS`` characters."""
+    plain = text.translate(_PLAIN)
+    if len(plain) > MAX_CHARACTERS:
+        return []
+    found = (_quantity(match, negative=False) for match in _NUMBER.finditer(plain))
+    return [quantity for quantity in found if quantity is not None]
+
+
 def numbers_agree(
     prediction: str | None,
     gold: str | float,

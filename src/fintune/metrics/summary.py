@@ -60,8 +60,9 @@ def summarise(
         name: estimate(shared, measure.score, confidence=confidence, bounds=measure.bounds)
         for name, measure in family.measures.items()
     }
-    if metrics["accuracy"].low is None and metrics["accuracy"].value in (0.0, 1.0):
-        metrics["accuracy"] = unanimous_interval(metrics["accuracy"].value, answers.n_groups, confidence=confidence)
+    for name in ("accuracy", "next_turn_accuracy"):
+        if name in metrics and metrics[name].low is None and metrics[name].value in (0.0, 1.0):
+            metrics[name] = unanimous_interval(metrics[name].value, answers.n_groups, confidence=confidence)
     if answers.confidence_N is not None:
         metrics["ece"] = _calibration_estimate(answers, confidence=confidence, n_resamples=n_resamples, seed=seed)
     result = TaskResult(

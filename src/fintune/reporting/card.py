@@ -58,6 +58,7 @@ _HUB_TASKS: dict[Scoring, str] = {
     "tagging": "token-classification",
     "qa": "question-answering",
     "text": "text-generation",
+    "chat": "text-generation",
 }
 _HUB_METRICS = {
     "accuracy": "accuracy",

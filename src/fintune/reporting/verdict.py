@@ -23,7 +23,7 @@ from fintune.reporting.wording import (
     systems_of,
     tasks_of,
 )
-from fintune.schema.results import Comparison, Estimate, EvaluationResults, TaskResult
+from fintune.schema.results import LOWER_IS_BETTER, Comparison, Estimate, EvaluationResults, TaskResult
 
 Side = Literal["above", "below", "unclear"]
 
@@ -49,15 +49,19 @@ def judge(results: EvaluationResults, task: str, system: str, reference: str) ->
         return None
     a, b = primary(ours), primary(theirs)
     if _apart(a, b):
-        return Judgement("above" if a.value > b.value else "below", "the intervals do not overlap")
+        return Judgement(_side(ours.primary, a.value - b.value), "the intervals do not overlap")
     difference = _difference(results, ours, reference)
     if difference is None or difference.low is None or difference.high is None:
         return Judgement("unclear", "the intervals overlap")
     shown = f"paired difference {interval(difference, signed=True)}"
     if difference.low > 0 or difference.high < 0:
-        side: Side = "above" if difference.low > 0 else "below"
-        return Judgement(side, f"the {shown} excludes zero")
+        return Judgement(_side(ours.primary, difference.low), f"the {shown} excludes zero")
     return Judgement("unclear", f"the {shown} includes zero")
+
+
+def _side(metric: str, difference: float) -> Side:
+    """Above is better, also where less is better."""
+    return "above" if (difference > 0) != (metric in LOWER_IS_BETTER) else "below"
 
 
 def find_comparison(results: EvaluationResults, task: str, system: str, reference: str) -> Comparison | None:

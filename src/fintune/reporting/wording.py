@@ -36,6 +36,15 @@ METRIC_NAMES = {
     "token_f1": "Token F1",
     "rouge_l": "ROUGE-L",
     "dialogue_accuracy": "Whole dialogues right",
+    "next_turn_accuracy": "Next turn found",
+    "next_turn_chance": "By chance",
+    "numbers_right": "Numbers right",
+    "invented_numbers": "Numbers invented",
+    "win_rate": "Win rate",
+    "tie_rate": "Ties",
+    "order_dependent": "Verdict depends on order",
+    "perplexity": "Perplexity (token)",
+    "byte_perplexity": "Perplexity (byte)",
 }
 DETAILS = {"weighted_f1_": "question", "entity_f1_": "entities", "accuracy_turn_": "turn"}
 """Scores of a part of the documents, by the head of their names, with the word for such a part."""

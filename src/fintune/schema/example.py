@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
+Learnt = Literal["answer", "turns", "text"]
+"""What an example teaches: its target, every turn of the assistant, or a plain text that is its target."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Example:
         choices: the closed label set in the task's fixed order; empty for free text.
         group: what statistics cluster by (page, dialogue, headline, week); the id itself when rows are independent.
         metadata: anything a scorer or report wants (text, date, ticker, raw label).
+        learnt: the target alone; ``turns`` also those of ``messages`` that the assistant speaks; ``text`` the target
+            without any template, cut into blocks (then there are no messages).
     """
 
     example_id: str
@@ -64,8 +68,12 @@ class Example:
     choices: tuple[str, ...] = ()
     group: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    learnt: Learnt = "answer"
 
     @property
     def document(self) -> str:
-        """The document text of the last message that has one."""
+        """The document text of the last message that has one; of a conversation, what is said in it."""
+        if self.learnt != "answer":
+            said = [message.content for message in self.messages if message.role != "system"]
+            return "\n".join([*said, self.target])
         return next((m.document for m in reversed(self.messages) if m.document_span), "")

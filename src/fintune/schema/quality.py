@@ -97,7 +97,10 @@ class QualityProblem(_Frozen):
 
 
 class QualityReport(_Frozen):
-    """Everything one check found in the rows of one task; ``total`` counts twins across splits too."""
+    """Everything one check found in the rows of one task; ``total`` counts twins across splits too.
+
+    ``left_out`` counts conversations and texts that the checks of their source kept from use, by reason.
+    """
 
     task: str
     source: str
@@ -107,6 +110,7 @@ class QualityReport(_Frozen):
     columns: tuple[ColumnSummary, ...] = ()
     overlap: tuple[OverlapReport, ...] = ()
     problems: tuple[QualityProblem, ...] = ()
+    left_out: dict[str, int] = {}
 
     @property
     def errors(self) -> tuple[QualityProblem, ...]:

@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fintune.schema.conversations import ConversationsSection
+
 Quantization = Literal["none", "nf4", "int8", "fp8"]
 Decoding = Literal["constrained", "free", "both"]
 Packing = Literal["tree", "sequence", "none"]
@@ -91,7 +93,9 @@ class TableSection(_Section):
 class TaskSection(_Section):
     """One task of the mixture that is trained or measured."""
 
-    name: str = Field(description="Registered task name (`fintune tasks` lists them), or any name with table set.")
+    name: str = Field(
+        description="Registered task name (`fintune tasks` lists them), or any name with table or conversations."
+    )
     source: str | None = Field(
         None, description="sample, a local file or folder, or a hub id; null tries the task's own order."
     )
@@ -100,6 +104,9 @@ class TaskSection(_Section):
     revision: str | None = Field(None, description="Hub revision of the data; pinned when resolved.")
     content_hash: str | None = Field(None, description="SHA-256 of the loaded rows; filled in and checked.")
     table: TableSection | None = Field(None, description="Makes a task of your own from the source's columns.")
+    conversations: ConversationsSection | None = Field(
+        None, description="Makes a task of conversations, instructions or plain text from the source."
+    )
     weight: float | None = Field(
         None, gt=0, description="Share of the draws relative to the other tasks' weights; for data.mixture=weights."
     )
@@ -125,7 +132,9 @@ class DataSection(_Section):
     )
     remove_overlap: bool = Field(True, description="Drop training rows whose text is also in validation or test.")
     remove_same_document: bool = Field(
-        True, description="With remove_overlap, drop training questions about a report page that is also held out."
+        True,
+        description="With remove_overlap, drop training questions about a report page that is also held out, and "
+        "conversations of which half of the answers are.",
     )
     near_duplicate_threshold: float | None = Field(
         0.6, ge=0.1, le=1, description="Similarity from which two texts are near-duplicates; null: only equal texts."

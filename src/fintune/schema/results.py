@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 Protocol = Literal["robust", "flare_strict"]
 """How an answer is read: ``flare_strict`` is the reference implementation's rules as they are, ``robust`` is ours."""
-Scoring = Literal["classification", "questions", "tagging", "qa", "text"]
+Scoring = Literal["classification", "questions", "tagging", "qa", "text", "chat"]
 """Family of scores a task is aggregated by."""
 
 
@@ -32,6 +32,8 @@ class Judgement:
     counts: Mapping[str, float] = field(default_factory=dict)
 
 
+LOWER_IS_BETTER = frozenset({"perplexity", "byte_perplexity", "invented_numbers"})
+"""Scores of which less is better; all others the other way round."""
 SIGNIFICANT = 0.05
 """P-values from here on show no difference."""
 SAMPLE_OF = "sample of "
@@ -152,8 +154,11 @@ class Comparison(_Frozen):
 
     @property
     def side(self) -> Literal["above", "below", "unclear"]:
-        """Where the system stands: the headline's interval excludes zero, and no test says otherwise at 0.05."""
-        _, difference = self.headline
+        """Where the system stands: the headline's interval excludes zero, and no test says otherwise at 0.05.
+
+        Above is better, also where less is better.
+        """
+        name, difference = self.headline
         if (
             difference is None
             or difference.low is None
@@ -163,7 +168,7 @@ class Comparison(_Frozen):
             return "unclear"
         if self.p_value is not None and self.p_value >= SIGNIFICANT:
             return "unclear"
-        return "above" if difference.low > 0 else "below"
+        return "above" if (difference.low > 0) != (name in LOWER_IS_BETTER) else "below"
 
 
 class RepeatedScore(_Frozen):
@@ -184,7 +189,8 @@ class OverlapReport(_Frozen):
     ``exact``, ``normalised`` and ``near`` count test documents with an equal text, an equal normalised text or a
     near-duplicate in train; each includes the one before. ``near`` is 0 where ``near_threshold``, the least Jaccard
     similarity of shingles, is None: near-duplicates were not looked for. ``same_document`` (a report page, a filing)
-    and ``same_ticker_week`` count test documents apart from these; they are None where not both sides say it.
+    and ``same_ticker_week`` count test documents apart from these; they are None where not both sides say it. So does
+    ``same_exchanges`` with conversations that share half of their answers, or of the other's, with one of train.
     """
 
     task: str
@@ -198,6 +204,7 @@ class OverlapReport(_Frozen):
     trained_on: str = ""
     same_document: int | None = None
     same_ticker_week: int | None = None
+    same_exchanges: int | None = None
 
 
 class DataLicence(_Frozen):

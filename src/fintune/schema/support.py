@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fintune.schema.recipe import Recipe, TableSection
+    from fintune.schema.recipe import Recipe, TableSection, TaskSection
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,12 @@ class Conflict:
     applies: Callable[[Recipe], bool]
 
 
+def _tasks(recipe: Recipe) -> tuple[TaskSection, ...]:
+    return (*recipe.data.tasks, *(recipe.evaluation.tasks or ()))
+
+
 def _tables(recipe: Recipe) -> list[TableSection]:
-    return [task.table for task in (*recipe.data.tasks, *(recipe.evaluation.tasks or ())) if task.table is not None]
+    return [task.table for task in _tasks(recipe) if task.table is not None]
 
 
 def _wrong_number_of_choices(table: TableSection) -> bool:
@@ -102,9 +106,27 @@ CONFLICTS: tuple[Conflict, ...] = (
         ("data.tasks.0.table", "data.tasks.0.source"),
         "A task of your own (with table) has no source.",
         "Set source to a file, a folder or a hub id.",
-        lambda r: any(
-            task.table is not None and task.source in (None, "sample")
-            for task in (*r.data.tasks, *(r.evaluation.tasks or ()))
+        lambda r: any(task.table is not None and task.source in (None, "sample") for task in _tasks(r)),
+    ),
+    Conflict(
+        ("data.tasks.0.conversations", "data.tasks.0.source"),
+        "A task of conversations has no source.",
+        "Set source to a file, a folder or a hub id.",
+        lambda r: any(task.conversations is not None and task.source in (None, "sample") for task in _tasks(r)),
+    ),
+    Conflict(
+        ("data.tasks.0.conversations", "data.tasks.0.table"),
+        "A task has both table and conversations, but its rows are either labelled texts or conversations.",
+        "Keep one of them.",
+        lambda r: any(task.conversations is not None and task.table is not None for task in _tasks(r)),
+    ),
+    Conflict(
+        ("data.tasks.0.conversations", "data.class_weights"),
+        "Conversations and texts have no classes to balance.",
+        "Set data.balance=false and data.class_weights=none.",
+        lambda r: (
+            (r.data.balance or r.data.class_weights != "none")
+            and any(task.conversations is not None for task in r.data.tasks)
         ),
     ),
     Conflict(

@@ -6,6 +6,7 @@ sets. Empty normalised texts (a tweet that is only a link) are compared exactly,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -17,6 +18,9 @@ from fintune.schema.example import Example
 from fintune.schema.results import OverlapReport
 from fintune.sources.near import NearSearch
 from fintune.sources.text import normalise_text
+
+_TELLING = 40
+"""Letters and digits from which on an answer is its own; shorter ones, such as a year, answer many questions."""
 
 
 def count_overlap(
@@ -40,7 +44,8 @@ def remove_overlap(
         heldout: validation and test examples; all of them stay. As ``HeldOut`` they are indexed once for many calls.
         threshold: Jaccard similarity of shingles from which two documents count as near-duplicates; None compares
             exact and normalised texts only. ``HeldOut`` has its own.
-        same_document: drop questions about a report page that held-out questions are about too.
+        same_document: drop questions about a report page that held-out questions are about too, and conversations of
+            which half of the answers (of the shorter one's) stand in a held-out conversation.
 
     Returns:
         The kept training examples, in order, and the report; ``removed_from_train`` counts dropped examples.
@@ -105,12 +110,14 @@ class HeldOut:
     def twins_of(self, train: _Side, *, same_document: bool) -> list[bool]:
         """For each training example, whether its document is held out; see ``remove_overlap``."""
         near = self._near(train)
+        repeats = _share_exchanges(train.marks, self.side.marks) if same_document else [False] * len(train.marks)
         return [
-            mark.text in self.side.texts
+            repeated
+            or mark.text in self.side.texts
             or mark.key in self.side.keys
             or not near[mark.key].isdisjoint(self.side.keys)
             or (same_document and mark.page is not None and mark.page in self.side.pages)
-            for mark in train.marks
+            for mark, repeated in zip(train.marks, repeats, strict=True)
         ]
 
     def report(self, train: _Side, task: str) -> OverlapReport:
@@ -130,7 +137,13 @@ class HeldOut:
             near_threshold=self.threshold,
             same_document=_shared([mark.document for mark in self.side.marks], train.documents),
             same_ticker_week=_shared([mark.week for mark in self.side.marks], train.weeks),
+            same_exchanges=self._same_exchanges(train),
         )
+
+    def _same_exchanges(self, train: _Side) -> int | None:
+        if not all(any(mark.exchanges for mark in marks) for marks in (train.marks, self.side.marks)):
+            return None
+        return sum(_share_exchanges(self.side.marks, train.marks))
 
     def _near(self, train: _Side) -> Mapping[str, frozenset[str]]:
         if self.search is None:
@@ -148,6 +161,7 @@ class _Mark:
         document: the page or filing it is from.
         page: that page, where a question is asked about it.
         week: ticker, ISO year and ISO week.
+        exchanges: of a conversation, what tells each of its answers.
     """
 
     text: str
@@ -155,6 +169,7 @@ class _Mark:
     document: str | None
     page: str | None
     week: tuple[str, int, int] | None
+    exchanges: frozenset[str] = frozenset()
 
 
 class _Side:
@@ -190,7 +205,30 @@ def _mark(example: Example) -> _Mark:
     # A bare number is one in its own data set only; names such as MRO/2007/page_134.pdf are shared between several.
     document = (f"{example.task}/{name}" if name.isdecimal() else name) or None
     page = document if metadata.get("question") else None
-    return _Mark(text, normalise_text(text), document, page, _ticker_week(metadata))
+    return _Mark(text, normalise_text(text), document, page, _ticker_week(metadata), _exchanges(example))
+
+
+def _exchanges(example: Example) -> frozenset[str]:
+    """Each answer, which may stand under other wordings of its question; short ones only with the question."""
+    if example.learnt != "turns":
+        return frozenset()
+    said = [normalise_text(message.content) for message in example.messages if message.role != "system"]
+    said.append(normalise_text(example.target))
+    pairs = zip(said[::2], said[1::2], strict=False)
+    return frozenset(answer if len(answer) >= _TELLING else f"{question} {answer}" for question, answer in pairs)
+
+
+def _share_exchanges(marks: Sequence[_Mark], others: Sequence[_Mark]) -> list[bool]:
+    """For each mark, whether another has half of its answers, or it has half of the other's, which may be fewer."""
+    places: dict[str, list[int]] = {}
+    for number, other in enumerate(others):
+        for exchange in other.exchanges:
+            places.setdefault(exchange, []).append(number)
+    found = []
+    for mark in marks:
+        shared = Counter(number for exchange in mark.exchanges for number in places.get(exchange, ()))
+        found.append(any(2 * n >= min(len(mark.exchanges), len(others[at].exchanges)) for at, n in shared.items()))
+    return found
 
 
 def _ticker_week(metadata: Mapping[str, Any]) -> tuple[str, int, int] | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -232,3 +233,14 @@ class LoadedTask:
     def source(self) -> str:
         """What the rows were read from."""
         return self.licence.source
+
+
+def unique_ids(examples: list[Example]) -> list[Example]:
+    """Numbers repeated ids of a split, so that every document has its own record."""
+    seen: Counter[str] = Counter()
+    unique = []
+    for example in examples:
+        seen[example.example_id] += 1
+        count = seen[example.example_id]
+        unique.append(example if count == 1 else replace(example, example_id=f"{example.example_id}#{count}"))
+    return unique

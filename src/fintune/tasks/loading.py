@@ -10,11 +10,9 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from fintune.schema.errors import DataError
-from fintune.schema.example import Example
 from fintune.schema.quality import QualityProblem
 from fintune.schema.recipe import TableSection, TaskSection
 from fintune.schema.results import SAMPLE_OF, DataLicence
@@ -35,18 +33,19 @@ from fintune.sources import (
     sample_note,
     with_problems,
 )
-from fintune.tasks.base import LoadedTask, Row, Task
+from fintune.tasks.base import LoadedTask, Row, Task, unique_ids
 from fintune.tasks.classification import ClassificationTask
+from fintune.tasks.conversation_loading import load_conversations
 from fintune.tasks.own import pin_table
 from fintune.tasks.own_checks import label_error, label_problems, left_problems, with_label_error
 from fintune.tasks.own_columns import dated_and_grouped
+from fintune.tasks.own_source import DATA_DIR_VARIABLE, read_own_source
 from fintune.tasks.own_splits import keep_source_splits, split_own_rows
 from fintune.tasks.registry import get_task, task_of
 from fintune.tasks.splits import OWN_SPLITS, make_splits
 
 logger = logging.getLogger(__name__)
 
-DATA_DIR_VARIABLE = "FINTUNE_DATA_DIR"
 MAX_CHARACTERS = 8192
 """About what 2,048 tokens hold."""
 Tables = Mapping[str, RawTable]
@@ -63,12 +62,14 @@ def load_task(
         max_characters: longer texts are reported as over-long.
         strict: an unknown label in a table of one's own is raised; otherwise it is an error of the quality report.
     """
+    if section.conversations is not None:
+        return load_conversations(section, max_characters=max_characters)
     if section.table is None:
         task = get_task(section.name)
         config = task.resolve_config(section.config)
         source, tables = _read_source(task, section, config)
     else:
-        source, tables = _read_own(section)
+        source, tables = read_own_source(section, section.table)
         section, config = pin_table(section, tables), ""
         task = task_of(section)
     own = section.table
@@ -96,7 +97,7 @@ def load_task(
     splits, counts, note, odd = _split_rows(task, parsed, config, source, section.table, unread)
     quality = with_problems(with_label_error(quality, wrong), [*label_problems(section.table, tables), *odd])
     examples = {
-        split: tuple(_unique_ids([task.make_example(row, prompt) for row in rows])) for split, rows in splits.items()
+        split: tuple(unique_ids([task.make_example(row, prompt) for row in rows])) for split, rows in splits.items()
     }
     said = task.split_notes.get(config)
     if said:
@@ -155,21 +156,6 @@ def _read_folder(task: Task, folder: Path, config: str) -> Tables:
     build = task.builders.get(config)
     built = build(folder) if build is not None else None
     return built if built is not None else read_folder(folder, task.known_files.get(config, ()), config or None)
-
-
-def _read_own(section: TaskSection) -> tuple[str, Tables]:
-    """The rows of a table of the user's own: a file, an archive, a folder with split files, or a hub id."""
-    source, table = str(section.source), section.table
-    assert table is not None
-    delimiter, encoding, sheet = table.delimiter, table.encoding, table.sheet
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return source, read_folder(path, delimiter=delimiter, encoding=encoding, sheet=sheet)
-    if is_archive(path):
-        return source, read_archive(path, delimiter=delimiter, encoding=encoding, sheet=sheet)
-    if looks_like_hub_id(source) and not path.exists():
-        return source, read_hub(source, section.config, section.revision)
-    return source, {ALL: read_file(path, delimiter=delimiter, encoding=encoding, sheet=sheet)}
 
 
 def _read_first_available(task: Task, section: TaskSection, config: str) -> tuple[str, Tables]:
@@ -311,14 +297,3 @@ def _usable_labels(task: Task) -> str:
     if isinstance(task, ClassificationTask):
         return f"Labels must be one of {', '.join(task.label_names)}."
     return "Each row needs an answer."
-
-
-def _unique_ids(examples: list[Example]) -> list[Example]:
-    """Numbers repeated ids of a split, so that every document has its own record."""
-    seen: Counter[str] = Counter()
-    unique = []
-    for example in examples:
-        seen[example.example_id] += 1
-        count = seen[example.example_id]
-        unique.append(example if count == 1 else replace(example, example_id=f"{example.example_id}#{count}"))
-    return unique

@@ -40,17 +40,23 @@ def list_tasks() -> tuple[str, ...]:
 
 
 def task_of(section: TaskSection) -> Task:
-    """The task a recipe's section names, or makes from a table of its own (whose choices are known by then).
+    """The task a recipe's section names, or makes from a source of its own (whose choices or format are known by then).
 
     Raises:
         RecipeError: there is no such task, or an own task takes a registered name.
     """
-    if section.table is None:
+    if section.table is None and section.conversations is None:
         return get_task(section.name)
     if section.name in list_tasks():
-        raise RecipeError(f"{section.name} is a registered task, not a table of your own.", "Choose another name.")
+        what = "a table" if section.table is not None else "conversations"
+        raise RecipeError(f"{section.name} is a registered task, not {what} of your own.", "Choose another name.")
+    if section.conversations is not None:
+        from fintune.tasks.conversations import conversation_task
+
+        return conversation_task(section.name, section.conversations)
     from fintune.tasks.own import own_task
 
+    assert section.table is not None
     return own_task(section.name, section.table)
 
 

@@ -55,8 +55,11 @@ def _training_identity(recipe: Recipe) -> dict[str, Any]:
     for task in whole["data"]["tasks"]:
         if task["weight"] is None:
             del task["weight"]
-        if task["table"] is not None:
-            del task["table"]["licence"]  # terms may be stated later
+        for own in ("table", "conversations"):
+            if task[own] is not None:
+                del task[own]["licence"]  # terms may be stated later
+        if task["conversations"] is None:
+            del task["conversations"]
     return whole
 
 

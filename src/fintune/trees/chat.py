@@ -1,297 +1,45 @@
-"""Examples to tokens: the tokenizer's own chat template, applied once, with text kept text.
+"""Examples of every kind to tokens: single answers, conversations with all their answers, plain texts in blocks.
 
-Three rules hold. User text never becomes control tokens: ``<|im_end|>`` in a headline is tokenised as characters.
-The answer is supervised with its end-of-turn token, found by position and never by comparing with the pad id.
-Truncation shortens the document, never the instruction or the answer.
+Enters: ``Example`` objects and a ``ChatFormat``. Leaves: ``EncodedExample`` objects and counts of what was cut or lost.
+
+A conversation is one sample in which each answer is supervised with its end of turn:
+
+::
+
+    <user> Hi <end> <assistant> Hello <end> <user> Rates? <end> <assistant> They rose <end>
+                                ^^^^^^^^^^^                                 ^^^^^^^^^^^^^^^
+
+Every answer must stand behind exactly the tokens that ask for it when it is generated. Some templates write earlier
+turns differently once others follow (a system message moved to the last question, thoughts left out): there each answer
+becomes a sample of its own, behind its own prompt. The prefix tree computes what such samples share once.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 
-from fintune.schema.errors import ModelError
 from fintune.schema.example import Example, Message
-from fintune.trees.prefix_tree import IntArray, TokenSample
+from fintune.trees.chat_format import ChatFormat
+from fintune.trees.encoded import EncodedExample
+from fintune.trees.prefix_tree import IntArray
 
-# Characters of the Unicode private-use area stand in for control strings while a template is rendered.
-_PLACEHOLDER = "\ue000{}\ue001"
-_PLACEHOLDER_PATTERN = re.compile("\ue000(\\d+)\ue001")
-
-
-@dataclass(frozen=True)
-class EncodedExample:
-    """An example as tokens.
-
-    Attributes:
-        prompt: (L,) tokens up to where the answer starts.
-        completion: (C,) tokens of the target and its end of turn; empty when the example has no target.
-        choices: one (C_i,) array per choice, end of turn included unless the format leaves it out.
-        truncated: whether the document was shortened.
-    """
-
-    prompt: IntArray
-    completion: IntArray
-    choices: tuple[IntArray, ...]
-    truncated: bool
-
-    def training_sample(self, index: int = 0, weight: float = 1.0) -> TokenSample:
-        """The prompt with the target, of which only the target is supervised, with ``weight`` for each token."""
-        return _supervised(self.prompt, self.completion, index, weight)
-
-    def choice_samples(self) -> list[TokenSample]:
-        """The prompt with each choice in turn."""
-        return [_supervised(self.prompt, choice, i) for i, choice in enumerate(self.choices)]
-
-
-def _supervised(prompt: IntArray, completion: IntArray, index: int, weight: float = 1.0) -> TokenSample:
-    supervision = np.concatenate([np.zeros(len(prompt)), np.full(len(completion), weight)])
-    return TokenSample(np.concatenate([prompt, completion]), supervision, index)
-
-
-class ChatFormat:
-    """Renders and tokenises examples with a tokenizer's chat template.
-
-    Args:
-        tokenizer: fast tokenizer with a chat template.
-        max_length: longest sample in tokens, answer included.
-        end_of_turn: False tokenises as lm-evaluation-harness does, for comparison with it: an answer is what its text
-            adds to the tokens of the prompt, white space at the prompt's end goes to the answer, no end of turn
-            follows, and the tokenizer puts its opening token where the template wrote none.
-
-    Raises:
-        ModelError: the tokenizer has no chat template.
-    """
-
-    def __init__(self, tokenizer: Any, max_length: int, *, end_of_turn: bool = True) -> None:
-        if not tokenizer.chat_template:
-            raise ModelError(
-                "The base model's tokenizer has no chat template.", "Set model.chat_template to plain or chatml."
-            )
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.end_of_turn = end_of_turn
-        # Added tokens that are not "special" (<tool_call>, </think>) steer a model too; the placeholder characters
-        # are hidden like the rest, so that text holding them cannot be mistaken for a placeholder.
-        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
-        control = sorted(added | set(tokenizer.all_special_tokens) | {"\ue000", "\ue001"}, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, control)))
-        self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._completions: dict[str, IntArray] = {}
-        self._boundaries = _independent_boundaries(tokenizer)
-        self._piece_tokens = lru_cache(maxsize=4096)(self._encode_text)
-        self._accepts_system = self._probe_system_role()
-
-    def encode(self, example: Example, reserve: int = 0) -> EncodedExample | None:
-        """Tokenises an example, or returns None when no document would be left within ``max_length``.
-
-        ``reserve`` tokens are kept free for an answer that is not known yet.
-        """
-        messages, truncated = example.messages, False
-        encoded = self._encode(messages, example, truncated)
-        while (excess := _length(encoded, reserve) - self.max_length) > 0:
-            shorter = self._shorten(messages, excess)
-            if shorter is None:
-                return None
-            messages, truncated = shorter, True
-            encoded = self._encode(messages, example, truncated)
-        return encoded
-
-    def _encode(self, messages: Sequence[Message], example: Example, truncated: bool) -> EncodedExample:
-        answers = [*example.choices, *([example.target] if example.target else [])]
-        if self.end_of_turn:
-            prompt, tokens = self.prompt(messages), [self.completion(answer) for answer in answers]
-        else:
-            prompt, tokens = self._continued(messages, answers)
-        completion = tokens[-1] if example.target else np.zeros(0, np.int64)
-        return EncodedExample(prompt, completion, tuple(tokens[: len(example.choices)]), truncated)
-
-    def _continued(self, messages: Sequence[Message], answers: Sequence[str]) -> tuple[IntArray, list[IntArray]]:
-        """Tokens of the conversation, and what each answer's text adds to them when both are tokenised as one text."""
-        text, control = self._hidden(self._turns(messages), add_generation_prompt=True)
-        head, tail = self._before_last_turn(text)
-        opening_and_head = np.concatenate([self._opening(text), self._shown(head, control)])
-        context = self._shown(tail.rstrip(), control)
-        tokens = {answer: self._shown(tail + answer, control)[len(context) :] for answer in dict.fromkeys(answers)}
-        if melted := [answer for answer, added in tokens.items() if not len(added)]:
-            raise ModelError(
-                f"The answer {melted[0]!r} melts into the prompt's last token, so it cannot be scored on its own.",
-                "Score with the end of turn, or choose another chat template.",
-            )
-        return np.concatenate([opening_and_head, context]), [tokens[answer] for answer in answers]
-
-    def _before_last_turn(self, text: str) -> tuple[str, str]:
-        """The text through its last added token, which answers leave as it is, and the rest."""
-        ends = [match.end() for match in self._boundaries.finditer(text)] if self._boundaries else []
-        if not ends or text[ends[-1] - 1].isspace():
-            return "", text
-        return text[: ends[-1]], text[ends[-1] :]
-
-    def _opening(self, text: str) -> IntArray:
-        """The special tokens the tokenizer puts before a text by itself, unless the text brings the first of them."""
-        first = self.tokenizer.bos_token_id
-        first = self.tokenizer.eos_token_id if first is None else first
-        if first is not None and text.startswith(self.tokenizer.decode(first)):
-            return np.zeros(0, np.int64)
-        plain, whole = self._encode_text("a").tolist(), list(self.tokenizer("a")["input_ids"])
-        starts = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
-        return np.asarray(whole[: starts[0]] if starts else [], np.int64)
-
-    @cached_property
-    def end_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: the template's end of turn and the tokenizer's end of text."""
-        return frozenset({int(self.completion("x")[-1]), int(self.tokenizer.eos_token_id)})
-
-    def prompt(self, messages: Sequence[Message]) -> IntArray:
-        """Tokens of the conversation up to where the assistant's answer starts."""
-        return self._tokens(self._turns(messages), add_generation_prompt=True)
-
-    def completion(self, target: str) -> IntArray:
-        """Tokens of an answer and its end of turn, as they follow any prompt."""
-        if target not in self._completions:
-            self._completions[target] = self._completion(target)
-        return self._completions[target]
-
-    def _completion(self, target: str) -> IntArray:
-        question = {"role": "user", "content": "?"}
-        prompt = self._tokens([question], add_generation_prompt=True)
-        whole = self._tokens([question, {"role": "assistant", "content": target}], add_generation_prompt=False)
-        if np.array_equal(whole[: len(prompt)], prompt):
-            answer = whole[len(prompt) :]
-        else:  # a template that treats the generation prompt apart (thinking models)
-            ends = [token for token in whole.tolist() if token in self._special_ids]
-            answer = np.asarray([*self._plain_tokens(target), *ends[-1:]], np.int64)
-        return self._through_end_of_turn(answer)
-
-    def _through_end_of_turn(self, answer: IntArray) -> IntArray:
-        ends = [i for i, token in enumerate(answer.tolist()) if token in self._special_ids]
-        if ends:
-            return answer[: ends[0] + 1]
-        return np.append(answer, self.tokenizer.eos_token_id)
-
-    def _turns(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        if not self._accepts_system and len(turns) > 1 and turns[0]["role"] == "system":
-            system, first = turns[0], turns[1]
-            turns = [{"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}, *turns[2:]]
-        return turns
-
-    def _probe_system_role(self) -> bool:
-        from jinja2 import TemplateError
-
-        probe = "\ue002system\ue002"
-        try:
-            rendered = self._render(
-                [{"role": "system", "content": probe}, {"role": "user", "content": "?"}], add_generation_prompt=True
-            )
-        except TemplateError:
-            return False
-        return probe in rendered
-
-    def _render(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
-            )
-        )
-
-    def _tokens(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> IntArray:
-        return self._shown(*self._hidden(turns, add_generation_prompt=add_generation_prompt))
-
-    def _hidden(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> tuple[str, list[str]]:
-        """The rendered conversation with placeholders for the control strings of its text, and those strings."""
-        control: list[str] = []
-
-        def hide(match: re.Match[str]) -> str:
-            control.append(match.group())
-            return _PLACEHOLDER.format(len(control) - 1)
-
-        turns = [{**turn, "content": self._control.sub(hide, turn["content"])} for turn in turns]
-        return self._render(turns, add_generation_prompt=add_generation_prompt), control
-
-    def _shown(self, rendered: str, control: Sequence[str]) -> IntArray:
-        """Tokens of a rendered text, its placeholders replaced by the characters of what they stand for."""
-        if not control or not rendered:
-            return self._template_tokens(rendered)
-        # Control strings in user text: tokenise the text around them as usual and themselves as characters.
-        pieces = _PLACEHOLDER_PATTERN.split(rendered)  # text, number, text, number, ..., text
-        tokens = [
-            self._characters(control[int(piece)]) if odd else self._template_tokens(piece)
-            for i, piece in enumerate(pieces)
-            if (odd := i % 2) or piece
-        ]
-        return np.concatenate(tokens)
-
-    def _template_tokens(self, text: str) -> IntArray:
-        if self._boundaries is None:
-            return self._encode_text(text)
-        # Turns that many prompts share (instructions, shots) are tokenised once.
-        pieces = [self._piece_tokens(piece) for piece in self._boundaries.split(text) if piece]
-        return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
-
-    def _encode_text(self, text: str) -> IntArray:
-        # The template has written BOS itself where the model wants one, hence no special tokens here.
-        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
-
-    def _plain_tokens(self, text: str) -> IntArray:
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return np.asarray(ids, np.int64)
-
-    def _characters(self, control: str) -> IntArray:
-        # In two parts: tokenizers split special tokens on request, but keep other added tokens whole.
-        return np.concatenate([self._plain_tokens(part) for part in (control[:1], control[1:]) if part])
-
-    def _shorten(self, messages: tuple[Message, ...], excess: int) -> tuple[Message, ...] | None:
-        """Cuts about ``excess`` tokens off the end of the last document; None when nothing would be left of it."""
-        at = next((i for i in reversed(range(len(messages))) if messages[i].document), None)
-        if at is None:
-            return None
-        message = messages[at]
-        encoding = self.tokenizer(
-            message.document, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-        )
-        kept = len(encoding["input_ids"]) - excess
-        document = message.document[: encoding["offset_mapping"][kept - 1][1]].rstrip() if kept > 0 else ""
-        if len(document) >= len(message.document):
-            document = message.document[:-1]
-        if not document.strip():
-            return None
-        assert message.document_span is not None  # a message without a span has no document
-        start, stop = message.document_span
-        before, after = message.content[:start], message.content[stop:]
-        shorter = replace(message, content=before + document + after, document_span=(start, start + len(document)))
-        return (*messages[:at], shorter, *messages[at + 1 :])
-
-
-def _length(encoded: EncodedExample, reserve: int) -> int:
-    """Tokens of the prompt with its longest answer, ``reserve`` tokens at least."""
-    return len(encoded.prompt) + max([reserve, len(encoded.completion), *map(len, encoded.choices)])
-
-
-def _independent_boundaries(tokenizer: Any) -> re.Pattern[str] | None:
-    """Where a tokenizer cuts every text first, so that the pieces can be tokenised apart; None where it may not.
-
-    Fast tokenizers take added tokens out before anything else. A token that looks at its surroundings, or a
-    pre-tokenizer that treats the start of a text apart, makes the pieces depend on each other.
-    """
-    added = list(tokenizer.added_tokens_decoder.values())
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not added or re.search(r'"prepend_scheme":\s*"first"', backend.to_str()):
-        return None
-    if any(token.lstrip or token.rstrip or token.single_word or token.normalized for token in added):
-        return None
-    longest_first = sorted((token.content for token in added), key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+__all__ = ["ChatFormat", "EncodedExample", "EncodedSet", "encode_all", "encode_parts"]
 
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """Encoded examples and what was lost on the way: ``dropped`` did not fit even without their document."""
+    """Encoded examples and what was lost on the way.
+
+    Attributes:
+        kept: position of the example behind each of ``encoded``; a text, and a conversation whose template changes
+            earlier turns, has several.
+        encoded: the samples.
+        truncated: examples of which a document was shortened or turns were cut off.
+        dropped: examples that did not fit even without their document, or with their first exchange alone.
+    """
 
     kept: tuple[int, ...]
     encoded: tuple[EncodedExample, ...]
@@ -301,11 +49,109 @@ class EncodedSet:
 
 def encode_all(chat: ChatFormat, examples: Sequence[Example], reserve: int = 0) -> EncodedSet:
     """Encodes examples, counting the truncated and the dropped; ``reserve`` as for ``ChatFormat.encode``."""
-    found = ((i, chat.encode(example, reserve)) for i, example in enumerate(examples))
-    pairs = [(i, encoded) for i, encoded in found if encoded is not None]
+    parts = [encode_parts(chat, example, reserve) for example in examples]
+    pairs = [(i, encoded) for i, found in enumerate(parts) for encoded in found]
     return EncodedSet(
         kept=tuple(i for i, _ in pairs),
         encoded=tuple(encoded for _, encoded in pairs),
-        truncated=sum(encoded.truncated for _, encoded in pairs),
-        dropped=len(examples) - len(pairs),
+        truncated=sum(any(encoded.truncated for encoded in found) for found in parts),
+        dropped=sum(not found for found in parts),
     )
+
+
+def encode_parts(chat: ChatFormat, example: Example, reserve: int = 0) -> list[EncodedExample]:
+    """The samples of one example, in order; none where it does not fit."""
+    if example.learnt == "text":
+        return _blocks(chat, example.target)
+    if example.learnt == "turns":
+        turns = (*example.messages, Message("assistant", example.target))
+        whole = _one_sample(chat, turns)
+        return _sample_an_answer(chat, turns) if whole is None else whole
+    encoded = chat.encode(example, reserve)
+    return [] if encoded is None else [encoded]
+
+
+def _one_sample(chat: ChatFormat, turns: Sequence[Message]) -> list[EncodedExample] | None:
+    """The conversation as one sample with as many exchanges as fit; None where answers do not follow their prompts."""
+    spans = _answer_spans(chat, turns)
+    if spans is None:
+        return None
+    tokens = chat.closed(turns)
+    fitting = [(start, stop) for start, stop in spans if stop <= chat.max_length]
+    if not fitting:
+        return []
+    last, end = fitting[-1]
+    learnt = np.zeros(last, np.bool_)
+    for start, stop in fitting[:-1]:
+        learnt[start:stop] = True
+    return [
+        EncodedExample(
+            prompt=tokens[:last],
+            completion=tokens[last:end],
+            choices=(),
+            truncated=len(fitting) < len(spans),
+            learnt=learnt,
+            text_bytes=sum(_n_bytes(answer) for answer in _answers(turns)[: len(fitting)]),
+        )
+    ]
+
+
+def _answer_spans(chat: ChatFormat, turns: Sequence[Message]) -> list[tuple[int, int]] | None:
+    """First token and end of every answer within the whole conversation, its end-of-turn token included."""
+    whole = chat.closed(turns)
+    spans = []
+    for position, turn in enumerate(turns):
+        if turn.role != "assistant":
+            continue
+        prompt, closed = chat.prompt(turns[:position]), chat.closed(turns[: position + 1])
+        end = chat.end_of_answer(closed[len(prompt) :])
+        if end is None or not _begins_with(closed, prompt) or not _begins_with(whole, closed[: len(prompt) + end]):
+            return None
+        spans.append((len(prompt), len(prompt) + end))
+    return spans
+
+
+def _sample_an_answer(chat: ChatFormat, turns: Sequence[Message]) -> list[EncodedExample]:
+    """Each answer behind its own prompt, up to the first that does not fit."""
+    parts: list[EncodedExample] = []
+    for position, turn in enumerate(turns):
+        if turn.role != "assistant":
+            continue
+        prompt, answer = chat.prompt(turns[:position]), chat.completion(turn.content)
+        if len(prompt) + len(answer) > chat.max_length:
+            return [*parts[:-1], replace(parts[-1], truncated=True)] if parts else []
+        parts.append(EncodedExample(prompt, answer, (), False, text_bytes=_n_bytes(turn.content)))
+    return parts
+
+
+def _blocks(chat: ChatFormat, text: str) -> list[EncodedExample]:
+    """A text and its end as blocks, each behind the token before it, so that every token is supervised exactly once.
+
+    The first follows the tokenizer's opening token, or its end of text where it has none.
+    """
+    tokenizer = chat.tokenizer
+    opening = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    tokens = np.concatenate([[opening], chat.text(text), [tokenizer.eos_token_id]]).astype(np.int64)
+    step = chat.max_length - 1
+    return [
+        EncodedExample(
+            prompt=tokens[start : start + 1],
+            completion=tokens[start + 1 : start + 1 + step],
+            choices=(),
+            truncated=False,
+            text_bytes=0 if start else _n_bytes(text),
+        )
+        for start in range(0, len(tokens) - 1, step)
+    ]
+
+
+def _answers(turns: Sequence[Message]) -> list[str]:
+    return [turn.content for turn in turns if turn.role == "assistant"]
+
+
+def _begins_with(tokens: IntArray, start: IntArray) -> bool:
+    return np.array_equal(tokens[: len(start)], start)
+
+
+def _n_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
