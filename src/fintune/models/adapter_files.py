@@ -83,7 +83,7 @@ def save_adapter(
         if is_peft:
             # "auto" would ask the hub whether the vocabulary has grown; it never does here.
             model.save_pretrained(str(aside), save_embedding_layers=False)
-            _sort_targets(aside / _CONFIG)
+            sort_targets(aside / _CONFIG)
             (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the report writes a real one
         else:
             model.save_pretrained(str(aside))
@@ -94,7 +94,7 @@ def save_adapter(
     return target
 
 
-def _sort_targets(config_file: Path) -> None:
+def sort_targets(config_file: Path) -> None:
     """PEFT writes a set in the order of this process's string hashes; sorted, equal adapters have equal files."""
     config = read_json(config_file)
     if isinstance(config.get("target_modules"), list):

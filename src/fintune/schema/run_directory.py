@@ -149,6 +149,15 @@ def write_text_atomically(path: Path, text: str) -> None:
             aside.unlink(missing_ok=True)
 
 
+def flush_to_disk(path: Path) -> None:
+    """Makes a file, or the entries of a folder, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def clear_leftovers(run: RunDirectory) -> None:
     """Removes what a killed process was still writing aside; nothing of it had taken its place."""
     for partial in run.path.glob(".*.partial"):
