@@ -7,7 +7,6 @@ side, so the same holds for it. Enters: adapter folders. Leaves: norms and dista
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -67,7 +66,7 @@ class AdapterContents:
         alpha: numerator of the scale.
         rslora: the scale is alpha / sqrt(rank) instead of alpha / rank.
         dora: magnitudes are learnt too; norms and differences are of ``B A`` alone.
-        targets: names of adapted layers, or the pattern that finds them.
+        targets: types of the adapted layers, such as q_proj.
         modules: adapted modules.
         parameters: numbers in the file.
         other_tensors: tensors that are no LoRA factors: magnitudes, or layers saved whole.
@@ -193,7 +192,7 @@ def inspect_adapter(folder: Path) -> AdapterContents:
             alpha=config["lora_alpha"],
             rslora=bool(config.get("use_rslora")),
             dora=bool(config.get("use_dora")),
-            targets=_words(config.get("target_modules")),
+            targets=tuple(sorted(squares)),
             modules=len(updates.modules),
             parameters=sum(updates.sizes()),
             other_tensors=len(updates.tensors) - 2 * len(updates.modules),
@@ -282,8 +281,6 @@ def _pattern_value(pattern: Mapping[str, Any] | None, module: str, default: Any)
 
 
 def _comparable(value: Any) -> Any:
-    return json.loads(json.dumps(sorted(value) if isinstance(value, list) else value or None))
-
-
-def _words(value: Any) -> tuple[str, ...]:
-    return tuple(sorted(value)) if isinstance(value, list) else (str(value),)
+    """Lists in one order, and one word for nothing set."""
+    empty: tuple[Any, ...] = (None, [], {}, False)
+    return False if value in empty else sorted(value) if isinstance(value, list) else value

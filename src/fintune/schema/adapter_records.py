@@ -221,8 +221,8 @@ def adapter_place(given: str | Path) -> Path:
     Raises:
         AdapterError: ``NAME@VERSION`` names nothing.
     """
-    path = Path(given).expanduser()
-    if path.exists():
+    path = Path(given)
+    if _REFERENCE.fullmatch(str(given)) is None or path.exists():
         return path
     found = find_stored(registry_root(), str(given))
     return found.path if found is not None else path
