@@ -137,9 +137,7 @@ def combine(
     folders = [one.path for one in stored]
     with tempfile.TemporaryDirectory(prefix="fintune-") as aside:
         chosen: Any = method
-        made = combine_adapters(
-            folders, shares, chosen, Path(aside) / "adapter", rank=rank, density=density, seed=seed
-        )
+        made = combine_adapters(folders, shares, chosen, Path(aside) / "adapter", rank=rank, density=density, seed=seed)
         if (recipe := _combined_recipe(folders, name)) is not None:
             save_recipe(recipe, RunDirectory(made).recipe)
         parents = tuple(one.record.as_parent(share) for one, share in zip(stored, shares, strict=True))

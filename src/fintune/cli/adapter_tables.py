@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune.cli.tables import plain_table
@@ -22,7 +23,7 @@ def records_table(records: Sequence[AdapterRecord]) -> Any:
         if record.parents:
             made += f" from {', '.join(parent.reference for parent in record.parents)}"
         scores = " ".join(f"{score.task} {score.value:.3f}" for score in record.scores)
-        table.add_row(record.reference, record.base, made, record.added[:16].replace("T", " "), scores)
+        table.add_row(record.reference, Path(record.base).name, made, record.added[:16].replace("T", " "), scores)
     return table
 
 
