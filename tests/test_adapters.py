@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
@@ -65,7 +66,7 @@ def test_the_same_rows_have_the_same_data_hash_and_other_rows_another(runs, tmp_
     other = shutil.copytree(runs[0].adapter_dir, tmp_path / "other")
     rows = fintune.api.load_recipe(other).data.tasks[0].content_hash
     text = (other / "recipe.yaml").read_text()
-    (other / "recipe.yaml").write_text(text.replace(rows, "0" * 64))
+    (other / "recipe.yaml").write_text(text.replace(rows, "f" * 64))
     one, two = (fintune.adapters.add(place, "fin") for place in (runs[0].run_dir, other))
     assert one.data_hash != two.data_hash and one.recipe_hash != two.recipe_hash
     (other / "recipe.yaml").write_text(text.replace("seed: 17", "seed: 18"))
@@ -175,7 +176,7 @@ def test_the_command_line(runs, base, tmp_path, capsys, monkeypatch):
     assert report["mean"] < report["largest"] and fintune.load(tmp_path / "merged").predict(TEXTS)
     assert main(["adapters", "verify"]) == 0 and "3 versions checked, 0 damaged" in capsys.readouterr().out
     assert main(["adapters", "remove", "fin", "--yes"]) == 2
-    monkeypatch.setattr("sys.stdin", open("/dev/null"))  # nobody says yes
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # nobody says yes
     assert main(["adapters", "remove", "both"]) != 0
     assert main(["adapters", "remove", "both", "--yes"]) == 0
     (get_stored(registry_root(), "fin").path / "tokenizer.json").write_text("{}")

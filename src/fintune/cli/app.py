@@ -195,7 +195,7 @@ def evaluate(
     ],
     overrides: Overrides = None,
     adapter: Annotated[
-        str | None, typer.Option("--adapter", "-a", help="Adapter, by name or folder, or run to measure.")
+        str | None, typer.Option("--adapter", "-a", help="Adapter (folder or name) or run to measure.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="test or validation.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many documents a task.")] = None,

@@ -152,7 +152,8 @@ def verify_adapters(reference: str | None = None, *, root: Path | None = None) -
     if reference is not None:
         one = get_stored(root, reference)
         return (one.record.reference,), list(_damage(one))
-    checked, found = [], []
+    checked: list[str] = []
+    found: list[Damage] = []
     for name in names(root):
         for version in versions(root, name):
             checked.append(f"{name}@{version}")
@@ -252,7 +253,7 @@ def _record(
     run: RunDirectory | None,
     origin: Origin,
 ) -> AdapterRecord:
-    recipe = copied / "recipe.yaml"
+    recipe = RunDirectory(info.path).recipe
     return AdapterRecord(
         name=name,
         version=version,

@@ -106,7 +106,7 @@ def _on_zeros(parents: Sequence[Path]) -> Any:
             config: Any = LoraConfig.from_pretrained(str(folder))
             config.inference_mode = True
             if model is None:
-                model = PeftModel(skeleton, config, adapter_name=_named(index), autocast_adapter_dtype=False)  # type: ignore[arg-type]
+                model = PeftModel(skeleton, config, adapter_name=_named(index), autocast_adapter_dtype=False)
             else:
                 model.add_adapter(_named(index), config)
             set_peft_model_state_dict(model, load_file(folder / WEIGHTS), adapter_name=_named(index))

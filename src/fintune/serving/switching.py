@@ -22,7 +22,7 @@ from fintune.models.load import LoadedBase, load_base, load_tokenizer
 from fintune.models.templates import apply_chat_template_override
 from fintune.schema.adapter_records import require_place
 from fintune.schema.errors import AdapterError
-from fintune.schema.recipe import ModelSection, Recipe, TaskSection
+from fintune.schema.recipe import ModelSection, Packing, Recipe, TaskSection
 from fintune.schema.run_directory import RunDirectory
 from fintune.serving.predictor import Predictor, recipe_of
 from fintune.trees.chat import ChatFormat
@@ -130,8 +130,9 @@ def _predictor(
     recipe: Recipe | None,
     adapter: Path | None,
 ) -> Predictor:
-    tasks, max_length, wanted = (TaskSection(name=default_task),), 2048, "tree"
-    tokenizer, budget = loaded.tokenizer, None
+    tasks: tuple[TaskSection, ...] = (TaskSection(name=default_task),)
+    max_length, tokenizer, budget = 2048, loaded.tokenizer, None
+    wanted: Packing = "tree"
     if recipe is not None:
         tasks, max_length, wanted = recipe.data.tasks, recipe.training.max_length, recipe.training.packing
         budget = recipe.evaluation.tokens_per_batch
