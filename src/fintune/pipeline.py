@@ -53,7 +53,8 @@ def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> Training
     Raises:
         RunError: the directory holds a run of another recipe, data set or base.
     """
-    from fintune.training.run import TrainedRun, require_trackers, train_model
+    from fintune.training.run import TrainedRun, train_model
+    from fintune.training.trackers import require_trackers
 
     started = time.perf_counter()
     _require_one_process()
@@ -326,6 +327,9 @@ def _training_facts(trained: Any) -> dict[str, Any]:
         "sample_tokens": trained.sample_tokens,
         "distinct_tokens": trained.distinct_tokens,
         "sharing_ratio": round(trained.sample_tokens / max(trained.distinct_tokens, 1), 3),
+        "padding_ratio": round(trained.padding_ratio, 4),
+        "tflops_per_s": trained.tflops_per_s,
+        "mfu": trained.mfu,
         "peak_bytes": trained.peak_bytes,
         "by_task": trained.by_task,
     }
