@@ -275,7 +275,13 @@ def _validation_records(session: Session, model: EdgeModel) -> list[DocumentReco
 
 
 def _validates(session: Session) -> bool:
-    return session.recipe.training.eval_steps is not None and bool(session.data.validation)
+    training = session.recipe.training
+    if training.best_metric is not None and not session.data.validation:
+        raise DataError(
+            "training.best_metric is set, but there are no validation rows to measure it on.",
+            "Use data with validation rows, or set training.best_metric=null.",
+        )
+    return training.eval_steps is not None and bool(session.data.validation)
 
 
 def _known_facts(run: RunDirectory) -> dict[str, Any]:

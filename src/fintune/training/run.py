@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -35,6 +36,7 @@ from fintune.training.guard import LossGuard
 from fintune.training.memory_choice import base_shape, choose_memory
 from fintune.training.metrics_log import MetricsLog
 from fintune.training.numerics import describe_numerics
+from fintune.training.plateau import plateau_schedule
 from fintune.training.resume import checkpoint_facts, find_resume_point
 from fintune.training.steps import StepDataset
 from fintune.training.stopping import should_stop
@@ -159,6 +161,8 @@ def trainer_arguments(recipe: Recipe, base: LoadedBase, folder: Path, total_step
 
 
 def _schedule(name: str, warmup: int) -> str:
+    if name == "plateau":
+        return "constant"  # made by ``plateau_schedule``; the Trainer's own would insist on validating by itself
     return "constant_with_warmup" if name == "constant" and warmup else name  # the library's constant has no warm-up
 
 
@@ -263,6 +267,7 @@ def train_model(
         memory_remedy=memory_remedy(recipe, fast=bool(choice.policies)),
         may_record=choice.has_room_for_graphs,
         meter=meter,
+        schedule=partial(plateau_schedule, training=training) if training.schedule == "plateau" else None,
     )
     metrics.trainer = trainer
     started = time.perf_counter()
