@@ -170,6 +170,7 @@ def write_run_report(run: RunDirectory, recipe: Recipe) -> Path:
             results=results,
             records=run.read_records(),
             history=run.read_history(),
+            other_ranks=run.read_other_ranks(),
             model_facts=facts,
         )
         if run.adapter.is_dir():

@@ -151,7 +151,7 @@ class TrainingSection(_Section):
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
     schedule: Literal["linear", "cosine", "constant", "plateau"] = Field(
         "linear",
-        description="Learning-rate schedule after warm-up; plateau lowers the rate whenever best_metric gets no better.",
+        description="Learning-rate schedule after warm-up; plateau lowers it whenever best_metric gets no better.",
     )
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="What a plateau multiplies the learning rate by.")
     plateau_patience: int = Field(
