@@ -246,14 +246,20 @@ def test_a_kill_at_any_moment_leaves_whole_versions(context, own_home, tmp_path)
     source = write_adapter(tmp_path / "large", width=1024, rank=16)
     expected = bytes_of(source)
     generator, acknowledged, gone, doomed = random.Random(17), set(), set(), set()
-    inside = 0
-    for _ in range(KILLS):
+    inside, longest = 0, 0.0
+    for number in range(KILLS):
         receive, send = context.Pipe(duplex=False)
         process = context.Process(target=samples.keep_changing, args=(send, str(own_home), str(source)))
         process.start()
         send.close()
         assert receive.recv()[0] == "ready"
-        time.sleep(generator.uniform(0.0, 0.15))
+        if number == 0:  # one whole round of two additions and a removal, to know how long it takes here
+            begun, told = time.monotonic(), [receive.recv() for _ in range(3)]
+            longest = time.monotonic() - begun
+            acknowledged.add(told[0][1])
+            doomed.add(told[1][1])
+            gone.add(told[2][1])
+        time.sleep(generator.uniform(0.0, 1.2 * longest))
         os.kill(process.pid, signal.SIGKILL)
         process.join(timeout=60)
         while True:

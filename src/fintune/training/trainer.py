@@ -139,7 +139,8 @@ class TreeTrainer(Trainer):
         if self.make_schedule is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            self.lr_scheduler = self.make_schedule(self.optimizer if optimizer is None else optimizer)
+            chosen: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = self.make_schedule(chosen)
         return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader[int]:
