@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["FINTUNE_HOME"] = str(Path(__file__).parent / "no-home")  # names of the user's adapters must not matter
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests in several processes share the cores: threads that wait would spin
     threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -64,6 +65,14 @@ def pytest_sessionfinish(session, exitstatus):
 def own_cache(tmp_path_factory, monkeypatch):
     """Converted models of one test, apart from those of others and from the user's."""
     monkeypatch.setenv("FINTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def own_home(tmp_path_factory, monkeypatch):
+    """A registry of adapters for one test."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("FINTUNE_HOME", str(home))
+    return home
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from fintune.schema.network import settle_network
 
 settle_network()
 
+from fintune import adapters  # noqa: E402
 from fintune.api import (  # noqa: E402
     check_data,
     compare,
@@ -41,6 +42,7 @@ __all__ = [
     "Recipe",
     "TaskInfo",
     "TrainingOutcome",
+    "adapters",
     "check_data",
     "compare",
     "doctor",

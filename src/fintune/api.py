@@ -249,20 +249,33 @@ def _data(
             raise type(error)(error.message.replace(str(file), "the data frame"), error.remedy) from error
 
 
-def load(path: str | Path, *, device: str | None = None, quantization: str | None = None) -> Predictor:
-    """Loads a trained run, an adapter folder or a base model, ready to ``predict``.
+def load(
+    path: str | Path,
+    *,
+    adapters: Mapping[str, str | Path] | Sequence[str] = (),
+    device: str | None = None,
+    quantization: str | None = None,
+) -> Predictor:
+    """Loads a trained run, an adapter or a base model, ready to ``predict``.
 
     Args:
-        path: run directory, adapter folder, or anything ``model.base`` takes.
+        path: run directory, adapter folder, named adapter, or anything ``model.base`` takes.
+        adapters: several adapters on the base ``path``, held in memory together: names of stored adapters or paths, or
+            a mapping from names of your own. ``predict(texts, adapter=NAME)`` answers with one of them, ``predict``
+            without a name with the base alone.
         device: torch device; a GPU if there is one, when None.
         quantization: none, nf4, int8 or fp8; what the run was trained with, when None.
     """
     import torch
 
     from fintune.serving.predictor import load_predictor
+    from fintune.serving.switching import load_switchable
     from fintune.session import default_device
 
     where = torch.device(device) if device is not None else default_device()
+    if adapters:
+        named = dict(adapters) if isinstance(adapters, Mapping) else {str(name): name for name in adapters}
+        return load_switchable(path, named, device=where, quantization=quantization)
     return load_predictor(path, device=where, quantization=quantization)
 
 

@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fintune.schema.adapter_records import adapter_place, require_place
 from fintune.schema.recipe import Recipe, TaskSection
 from fintune.schema.run_directory import RunDirectory
 
@@ -20,9 +21,9 @@ log = logging.getLogger(__name__)
 
 def base_and_adapter(model: str | Path, adapter: str | Path | None) -> tuple[str, Path | None]:
     """The base, and the adapter beside it; a run or adapter folder given as the model is both."""
-    folder = _adapter_folder(adapter)
-    own = _adapter_folder(model)
-    if folder is not None or own is None or not own.is_dir():
+    folder = _inside(require_place(adapter)) if adapter is not None else None
+    own = _inside(adapter_place(model))
+    if folder is not None or not own.is_dir():
         return str(model), folder
     if not any((own / name).is_file() for name in ("adapter_config.json", "fintune_base.json")):
         return str(model), None
@@ -81,9 +82,7 @@ def own_tables(trained: Recipe | None) -> list[str]:
     return [section.name for section in trained.data.tasks if section.table or section.conversations] if trained else []
 
 
-def _adapter_folder(adapter: str | Path | None) -> Path | None:
-    if adapter is None:
-        return None
-    folder = Path(adapter)
-    inside = RunDirectory(folder).adapter
-    return inside if inside.is_dir() else folder
+def _inside(place: Path) -> Path:
+    """The adapter of a run, or the folder itself."""
+    inside = RunDirectory(place).adapter
+    return inside if inside.is_dir() else place

@@ -53,7 +53,8 @@ def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> Training
     Raises:
         RunError: the directory holds a run of another recipe, data set or base.
     """
-    from fintune.training.run import TrainedRun, require_trackers, train_model
+    from fintune.training.run import TrainedRun, train_model
+    from fintune.training.trackers import require_trackers
 
     started = time.perf_counter()
     _require_one_process()
@@ -169,6 +170,7 @@ def write_run_report(run: RunDirectory, recipe: Recipe) -> Path:
             results=results,
             records=run.read_records(),
             history=run.read_history(),
+            other_ranks=run.read_other_ranks(),
             model_facts=facts,
         )
         if run.adapter.is_dir():
@@ -274,7 +276,13 @@ def _validation_records(session: Session, model: EdgeModel) -> list[DocumentReco
 
 
 def _validates(session: Session) -> bool:
-    return session.recipe.training.eval_steps is not None and bool(session.data.validation)
+    training = session.recipe.training
+    if training.best_metric is not None and not session.data.validation:
+        raise DataError(
+            "training.best_metric is set, but there are no validation rows to measure it on.",
+            "Use data with validation rows, or set training.best_metric=null.",
+        )
+    return training.eval_steps is not None and bool(session.data.validation)
 
 
 def _known_facts(run: RunDirectory) -> dict[str, Any]:
@@ -326,6 +334,9 @@ def _training_facts(trained: Any) -> dict[str, Any]:
         "sample_tokens": trained.sample_tokens,
         "distinct_tokens": trained.distinct_tokens,
         "sharing_ratio": round(trained.sample_tokens / max(trained.distinct_tokens, 1), 3),
+        "padding_ratio": round(trained.padding_ratio, 4),
+        "tflops_per_s": trained.tflops_per_s,
+        "mfu": trained.mfu,
         "peak_bytes": trained.peak_bytes,
         "by_task": trained.by_task,
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fintune.cli.adapter_commands import adapters_app
 from fintune.cli.comparing import compare
 from fintune.cli.data_commands import data_app
 from fintune.cli.estimating import estimate
@@ -39,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(adapters_app)
 app.add_typer(data_app)
 app.add_typer(tasks_app)
 app.command()(compare)
@@ -194,7 +196,9 @@ def evaluate(
         ),
     ],
     overrides: Overrides = None,
-    adapter: Annotated[str | None, typer.Option("--adapter", "-a", help="Adapter or run directory to measure.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", "-a", help="Adapter (folder or name) or run to measure.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="test or validation.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many documents a task.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Named prompt; `fintune tasks` lists them.")] = None,
@@ -263,7 +267,7 @@ def _words(text: str) -> tuple[str, ...]:
 @app.command(cls=PredictCommand)
 def predict(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, adapter directory or base model.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run, adapter directory or name, or base model.")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to label.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="File with one text a line; - reads stdin.")] = None,
     data: Annotated[

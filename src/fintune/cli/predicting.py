@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
 
+from fintune.schema.adapter_records import find_stored, names, registry_root
 from fintune.schema.errors import DataError, RunError
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def unmarked(texts: Sequence[str] | None) -> list[str]:
 def existing_place(run: str) -> str:
     """What to load; a local path that leads nowhere is an error here, not a question to the hub.
 
+    The name of a stored adapter is returned as it is.
+
     Raises:
         RunError: ``run`` reads as a path, and nothing is there.
     """
@@ -59,11 +62,14 @@ def existing_place(run: str) -> str:
         is_path = run.startswith((".", "/", "~", "runs/")) or path.parent.is_dir()
     except (OSError, RuntimeError, ValueError):  # a name too long, an unknown ~user, a null byte
         is_path, path = True, Path(run)
+    if find_stored(registry_root(), run) is not None:
+        return run
     from fintune.models.locate import ALIASES  # loads torch: only for names that are no place here
 
     if run in ALIASES or path.suffix == ".gguf" or not is_path:
         return run
-    near = f"runs/{run}" if (Path("runs") / run).is_dir() else next(iter(get_close_matches(run, ALIASES, n=1)), "")
+    known = [*ALIASES, *names(registry_root())]
+    near = f"runs/{run}" if (Path("runs") / run).is_dir() else next(iter(get_close_matches(run, known, n=1)), "")
     hint = f"Did you mean {near}? " if near else ""
     raise RunError(
         f"There is no run, adapter or model at {run}.",

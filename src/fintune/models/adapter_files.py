@@ -13,6 +13,7 @@ With ``adapter.kind: none`` the folder holds the whole model instead, in Hugging
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -83,7 +84,7 @@ def save_adapter(
         if is_peft:
             # "auto" would ask the hub whether the vocabulary has grown; it never does here.
             model.save_pretrained(str(aside), save_embedding_layers=False)
-            _sort_targets(aside / _CONFIG)
+            sort_targets(aside / _CONFIG)
             (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the report writes a real one
         else:
             model.save_pretrained(str(aside))
@@ -94,7 +95,7 @@ def save_adapter(
     return target
 
 
-def _sort_targets(config_file: Path) -> None:
+def sort_targets(config_file: Path) -> None:
     """PEFT writes a set in the order of this process's string hashes; sorted, equal adapters have equal files."""
     config = read_json(config_file)
     if isinstance(config.get("target_modules"), list):
@@ -190,12 +191,13 @@ def _require_rank_as_stored(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def load_adapter(base: LoadedBase, path: str | Path) -> PeftModel | PreTrainedModel:
+def load_adapter(base: LoadedBase, path: str | Path, *, name: str = "default") -> PeftModel | PreTrainedModel:
     """Puts a saved adapter (or wholly trained weights) on a freshly loaded base.
 
     Args:
         base: the base model it was trained on; changed in place.
         path: folder written by ``save_adapter``, or any PEFT LoRA folder in safetensors form.
+        name: what peft calls it, for ``load_beside``.
 
     Raises:
         AdapterError: it is damaged, pickled, or was made for another base.
@@ -206,14 +208,47 @@ def load_adapter(base: LoadedBase, path: str | Path) -> PeftModel | PreTrainedMo
         return _load_full(base, info)
     from peft import PeftModel
 
+    def put() -> PeftModel:
+        return PeftModel.from_pretrained(base.model, str(info.path), adapter_name=name)
+
+    return _put_on(base, info, put, name)
+
+
+def load_beside(base: LoadedBase, model: PeftModel, path: str | Path, name: str) -> None:
+    """Puts one more adapter on a base that has one; ``model.set_adapter(name)`` switches to it.
+
+    Args:
+        base: the base below ``model``.
+        model: what ``load_adapter`` returned.
+        path: folder of a LoRA adapter.
+        name: what peft calls it; peft takes no dots, and finds tensors by it, so it should look like no layer.
+
+    Raises:
+        AdapterError: as in ``load_adapter``, or it is a whole model, which cannot be switched.
+    """
+    info = read_adapter_info(path)
+    require_same_base(base, info)
+    if info.kind == "full":
+        raise AdapterError(
+            f"{info.path} holds a wholly trained model, which cannot stand beside adapters.", "Load it by itself."
+        )
+
+    def put() -> PeftModel:
+        model.load_adapter(str(info.path), adapter_name=name, torch_device=str(base.model.device))
+        return model
+
+    _put_on(base, info, put, name)
+
+
+def _put_on(base: LoadedBase, info: AdapterInfo, put: Callable[[], PeftModel], name: str) -> PeftModel:
     try:
         with seeded(0, base.model.device), peft_quiet():  # PEFT draws random weights before it reads the stored ones
-            model = PeftModel.from_pretrained(base.model, str(info.path))
+            model = put()
     except BaseException as exc:  # shape, configuration and safetensors errors of PEFT and below
         if not speaks_of_the_file(exc):
             raise
         raise _does_not_fit(base, info, exc) from exc
-    _require_complete(model, info)
+    _require_complete(model, info, name)
     refuse_merging(model)
     return model
 
@@ -244,14 +279,14 @@ def _does_not_fit(base: LoadedBase, info: AdapterInfo, exc: BaseException) -> Ad
     )
 
 
-def _require_complete(model: PeftModel, info: AdapterInfo) -> None:
+def _require_complete(model: PeftModel, info: AdapterInfo, name: str) -> None:
     """PEFT only warns when stored and expected tensors differ; one with holes must not pass for a trained adapter."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
     with safe_open(info.path / _WEIGHTS, framework="pt") as stored_file:
         stored = set(stored_file.keys())
-    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    expected = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     if odd := sorted(expected ^ stored):
         raise AdapterError(
             f"The adapter {info.path} and the model differ in {len(odd)} tensors, first {odd[0]}.",

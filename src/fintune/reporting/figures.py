@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fintune.metrics.calibration import reliability_table
+from fintune.reporting.hardware import gpu_utilization
 from fintune.reporting.tables import MISSING
 from fintune.reporting.wording import metric_in_sentence, metric_name, shortened, system_name, systems_of, tasks_of
 from fintune.schema.recipe import sanitize_name
@@ -74,12 +75,14 @@ def write_figures(
     results: EvaluationResults,
     records: Sequence[DocumentRecord],
     history: Sequence[Mapping[str, Any]],
+    other_ranks: Mapping[int, Sequence[Mapping[str, Any]]] | None = None,
 ) -> dict[str, Path]:
     """All figures the inputs allow, by name: file stem to path."""
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
         drawn = {
             "training_curves": training_curves(history),
+            "gpu_utilization": gpu_utilization(history, other_ranks),
             "performance_comparison": performance_comparison(results),
         }
         for task in tasks_of(results):

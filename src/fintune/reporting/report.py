@@ -14,6 +14,7 @@ from fintune.reporting.beside import published_table, published_tables
 from fintune.reporting.between import pair_sentences, published_beside_each
 from fintune.reporting.figures import comparison_caption, curves_caption, write_figures
 from fintune.reporting.flare import flare_tables
+from fintune.reporting.hardware import HARDWARE_CAPTION
 from fintune.reporting.html import Picture, Section, render_html
 from fintune.reporting.markup import latex_table, markdown_table, markdown_text
 from fintune.reporting.scores import (
@@ -42,6 +43,7 @@ def write_report(
     history: Sequence[Mapping[str, Any]],
     model_facts: Mapping[str, Any],
     title: str | None = None,
+    other_ranks: Mapping[int, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
     """Writes the report into the run directory and returns the path of ``report.html``.
 
@@ -53,10 +55,13 @@ def write_report(
         history: lines of ``metrics.jsonl``; may be empty.
         model_facts: anything worth stating about model, hardware and versions, in reading order.
         title: title of the page; when left out the recipe's own title or name, or else a general one.
+        other_ranks: the history of further processes of the run, by rank.
     """
     documents = [record for record in records if record.protocol == "robust"]
     run_path.mkdir(parents=True, exist_ok=True)
-    figures = write_figures(run_path / "figures", results=results, records=documents, history=history)
+    figures = write_figures(
+        run_path / "figures", results=results, records=documents, history=history, other_ranks=other_ranks
+    )
     heading = title or (recipe.report.title or recipe.name if recipe is not None else "Comparison of runs")
     sentences = verdict(results) if recipe is not None else pair_sentences(results)
     sections = _sections(recipe, results, documents, history, figures, model_facts)
@@ -100,7 +105,7 @@ def _sections(
         Section(
             "Training",
             "training",
-            _pictures(figures, {"training_curves": curves_caption(history)}),
+            _pictures(figures, {"training_curves": curves_caption(history), "gpu_utilization": HARDWARE_CAPTION}),
             paragraphs=() if "training_curves" in figures else ("No training history was recorded.",),
         ),
         Section(

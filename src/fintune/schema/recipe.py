@@ -159,9 +159,18 @@ class TrainingSection(_Section):
     )
     max_length: int = Field(2048, ge=16, description="Longest sample in tokens; the document is shortened to fit.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="Learning-rate schedule after warm-up."
+    schedule: Literal["linear", "cosine", "constant", "plateau"] = Field(
+        "linear",
+        description="Learning-rate schedule after warm-up; plateau lowers it whenever best_metric gets no better.",
     )
+    plateau_factor: float = Field(0.5, gt=0, lt=1, description="What a plateau multiplies the learning rate by.")
+    plateau_patience: int = Field(
+        2, ge=0, description="Validations without a better best_metric that are waited for before the rate is lowered."
+    )
+    plateau_threshold: float = Field(
+        0.0, ge=0, description="How much better a validation must be, in units of best_metric, to count as better."
+    )
+    plateau_minimum: float = Field(0.0, ge=0, description="The learning rate is not lowered below this.")
     warmup_steps: int | None = Field(None, ge=0, description="Warm-up in steps; excludes warmup_ratio.")
     warmup_ratio: float | None = Field(None, ge=0, lt=1, description="Warm-up as a fraction of all steps.")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(

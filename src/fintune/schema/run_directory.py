@@ -6,7 +6,7 @@
       recipe.yaml          resolved: revisions and hashes pinned; reproduces the run
       environment.json     versions and hardware
       data_report.json     what was found in the rows
-      metrics.jsonl        one line per logged step
+      metrics.jsonl        one line per logged step; metrics.rank1.jsonl ... of further processes
       checkpoints/         checkpoint-N, each with a manifest of hashes
       adapter/             adapter (safetensors), tokenizer, model card
       predictions.jsonl    one record per document and system
@@ -54,6 +54,10 @@ class RunDirectory:
     def metrics(self) -> Path:
         """One JSON line per logged step."""
         return self.path / "metrics.jsonl"
+
+    def metrics_of(self, rank: int) -> Path:
+        """The same of one of several processes; the first has ``metrics``."""
+        return self.metrics if rank == 0 else self.path / f"metrics.rank{rank}.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -113,6 +117,11 @@ class RunDirectory:
         """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
         return list(read_jsonl(self.metrics))
 
+    def read_other_ranks(self) -> dict[int, list[dict[str, Any]]]:
+        """The same of the other processes of a run on several GPUs, by rank."""
+        found = {int(path.name.split(".")[1][4:]): path for path in self.path.glob("metrics.rank[0-9]*.jsonl")}
+        return {rank: list(read_jsonl(path)) for rank, path in sorted(found.items())}
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -147,6 +156,15 @@ def write_text_atomically(path: Path, text: str) -> None:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Makes a file, or the entries of a folder, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def clear_leftovers(run: RunDirectory) -> None:

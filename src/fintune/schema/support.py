@@ -53,6 +53,27 @@ CONFLICTS: tuple[Conflict, ...] = (
         lambda r: r.training.warmup_steps is not None and r.training.warmup_ratio is not None,
     ),
     Conflict(
+        ("training.schedule", "training.best_metric"),
+        "training.schedule=plateau lowers the learning rate by what validations say, so it needs a metric to watch and "
+        "validations during training.",
+        "Set training.best_metric and training.eval_steps.",
+        lambda r: (
+            r.training.schedule == "plateau" and (r.training.best_metric is None or r.training.eval_steps is None)
+        ),
+    ),
+    Conflict(
+        ("training.schedule", "training.warmup_steps"),
+        "training.schedule=plateau has no warm-up.",
+        "Leave training.warmup_steps and training.warmup_ratio out, or choose another schedule.",
+        lambda r: r.training.schedule == "plateau" and bool(r.training.warmup_steps or r.training.warmup_ratio),
+    ),
+    Conflict(
+        ("training.plateau_minimum", "training.learning_rate"),
+        "training.plateau_minimum is not below training.learning_rate, so the rate would never be lowered.",
+        "Set a smaller training.plateau_minimum.",
+        lambda r: r.training.schedule == "plateau" and r.training.plateau_minimum >= r.training.learning_rate,
+    ),
+    Conflict(
         ("training.best_metric", "training.eval_steps"),
         "training.best_metric needs a validation during training.",
         "Set training.eval_steps too.",

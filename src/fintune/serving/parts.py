@@ -13,7 +13,6 @@ Enters: lists of rows in order. Leaves: one file with every row once. Going on m
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fintune.schema.errors import DataError, RunError
-from fintune.schema.run_directory import write_json, writing
+from fintune.schema.run_directory import flush_to_disk, write_json, writing
 from fintune.serving.formats import WRITERS, Layout, Row, part_rows, write_part
 
 _JOB = "job.json"
@@ -93,7 +92,7 @@ class PartStore:
         aside = self.folder / f".{name}"
         with writing(self.folder):
             write_part(aside, rows, self.layout)
-            _flush(aside)
+            flush_to_disk(aside)
             aside.replace(self.folder / name)
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -107,7 +106,7 @@ class PartStore:
         with writing(self.output):
             try:
                 WRITERS[self.output.suffix.lower()](aside, [part for _, _, part in self._parts()], self.layout)
-                _flush(aside)
+                flush_to_disk(aside)
                 marker = {"job": dict(self.job), "bytes": aside.stat().st_size, "summary": dict(summary)}
                 write_json(self.folder / _FINISHED, marker)
                 aside.replace(self.output)
@@ -170,8 +169,3 @@ def check_output(path: Path) -> None:
 
 def _unlink(path: Path) -> None:
     path.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())

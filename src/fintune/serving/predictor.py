@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,8 @@ from fintune.inference.likelihood import softmax
 from fintune.metrics.abstention import Abstention
 from fintune.models.adapter_files import load_adapter, read_adapter_info
 from fintune.models.load import load_base
-from fintune.schema.errors import DataError, RunError
+from fintune.schema.adapter_records import adapter_place
+from fintune.schema.errors import AdapterError, DataError, RunError
 from fintune.schema.loading import load_recipe
 from fintune.schema.recipe import ModelSection, Recipe, TaskSection
 from fintune.schema.run_directory import RunDirectory
@@ -46,12 +49,30 @@ class Predictor:
         tasks: the tasks it was trained on, with their prompts; the first is the default.
         adapter: folder of the adapter; None for a bare base model.
         identity: hashes of base and adapter, the same wherever they lie.
+        using: makes the model answer with this adapter while it is entered.
+        beside: further adapters on the same base, by the name ``adapter`` takes.
     """
 
     scorer: Scorer
     tasks: tuple[TaskSection, ...]
     adapter: Path | None = None
     identity: str = ""
+    using: Callable[[], AbstractContextManager[Any]] = nullcontext
+    beside: Mapping[str, Predictor] = field(default_factory=dict)
+
+    def on(self, adapter: str | None) -> Predictor:
+        """The predictor of another adapter on the same base; this one when None.
+
+        Raises:
+            AdapterError: no adapter was loaded under that name.
+        """
+        if adapter is None:
+            return self
+        if adapter not in self.beside:
+            near = get_close_matches(adapter, self.beside, n=3) or list(self.beside)
+            hint = f"Choose {' or '.join(near)}." if near else "Name adapters in load(base, adapters=[...])."
+            raise AdapterError(f"No adapter was loaded under the name {adapter}.", hint)
+        return self.beside[adapter]
 
     def predict(
         self,
@@ -60,6 +81,7 @@ class Predictor:
         task: str | None = None,
         abstain: float | None = None,
         on_batch: OnBatch | None = None,
+        adapter: str | None = None,
     ) -> list[Prediction]:
         """Labels texts in order.
 
@@ -68,11 +90,14 @@ class Predictor:
             task: task whose prompt and labels to use; the first trained one when None.
             abstain: accuracy that the answers should have; the others are marked ``abstained``.
             on_batch: called with the number of scored choices after each batch.
+            adapter: one of several that were loaded together; the base alone when None, where there are several.
 
         Raises:
             DataError: a text is not a string, is empty, or does not fit the model with its instruction; or no
                 threshold reaches the accuracy on the validation rows.
         """
+        if adapter is not None:
+            return self.on(adapter).predict(texts, task=task, abstain=abstain, on_batch=on_batch)
         if isinstance(texts, str):
             raise DataError("predict takes a list of texts, not one text.", "Write predict([text]).")
         for number, text in enumerate(texts):
@@ -86,7 +111,13 @@ class Predictor:
         return [prediction for prediction in found if prediction is not None]
 
     def predict_frame(
-        self, frame: pd.DataFrame, text: str, *, task: str | None = None, abstain: float | None = None
+        self,
+        frame: pd.DataFrame,
+        text: str,
+        *,
+        task: str | None = None,
+        abstain: float | None = None,
+        adapter: str | None = None,
     ) -> pd.DataFrame:
         """A copy of ``frame`` with the columns prediction, confidence, a probability for each label, and a note.
 
@@ -97,12 +128,14 @@ class Predictor:
             text: column with the text.
             task: as in ``predict``.
             abstain: as in ``predict``; adds the column abstained.
+            adapter: as in ``predict``.
 
         Raises:
             DataError: this is no frame, it has no rows, its column names are not distinct texts, or ``text`` is not
                 among them.
         """
-        return label_frame(Question(self, task, self._threshold(task, abstain)), frame, text)
+        asked = self.on(adapter)
+        return label_frame(Question(asked, task, asked._threshold(task, abstain)), frame, text)
 
     def predict_file(
         self,
@@ -112,6 +145,7 @@ class Predictor:
         *,
         task: str | None = None,
         abstain: float | None = None,
+        adapter: str | None = None,
         progress: bool = False,
         **reading: str | None,
     ) -> FileOutcome:
@@ -123,13 +157,15 @@ class Predictor:
             output: .csv, .jsonl or .parquet file that is written.
             task: as in ``predict``.
             abstain: as in ``predict``; adds the column abstained.
+            adapter: as in ``predict``.
             progress: show progress on standard error.
             reading: delimiter, encoding or sheet, where detection fails.
 
         Raises:
             DataError: the file cannot be read, lacks the column, or ``output`` exists already.
         """
-        question = Question(self, task, self._threshold(task, abstain))
+        asked = self.on(adapter)
+        question = Question(asked, task, asked._threshold(task, abstain))
         return label_file(question, Path(source), text, Path(output), progress=progress, **reading)
 
     def abstention(self, target_accuracy: float, *, task: str | None = None) -> Abstention:
@@ -153,7 +189,8 @@ class Predictor:
             asked.prompt_for(without_lone_surrogates(text), section.prompt, example_id=f"text-{i}")
             for i, text in enumerate(texts)
         ]
-        encoded, scores = self.scorer.log_likelihoods(examples, on_batch)
+        with self.using():
+            encoded, scores = self.scorer.log_likelihoods(examples, on_batch)
         found: list[Prediction | None] = [None] * len(texts)
         for position, sample, score in zip(encoded.kept, encoded.encoded, scores, strict=True):
             by_label = dict(zip(examples[position].choices, map(float, softmax(score)), strict=True))
@@ -201,7 +238,7 @@ class Predictor:
 def load_predictor(
     path: str | Path, *, device: torch.device, quantization: str | None = None, default_task: str = "tfns"
 ) -> Predictor:
-    """Loads a run directory, an adapter folder (alone or inside its run), or a base model.
+    """Loads a run directory, an adapter folder (alone or inside its run), a named adapter, or a base model.
 
     Args:
         path: what to load.
@@ -209,8 +246,8 @@ def load_predictor(
         quantization: none, nf4, int8 or fp8; the recipe's own when None.
         default_task: task whose prompt a bare base model or a foreign adapter is asked with.
     """
-    folder = Path(path)
-    recipe = _recipe_of(folder)
+    folder = adapter_place(path)
+    recipe = recipe_of(folder)
     adapter = next((place for place in (RunDirectory(folder).adapter, folder) if _is_adapter(place)), None)
     if adapter is None and RunDirectory(folder).checkpoints.is_dir():
         raise RunError(f"The run {folder} is not trained to its end.", "Finish it with `fintune train` first.")
@@ -233,7 +270,8 @@ def load_predictor(
     return Predictor(scorer, tasks, adapter, identity)
 
 
-def _recipe_of(folder: Path) -> Recipe | None:
+def recipe_of(folder: Path) -> Recipe | None:
+    """The recipe of a run or of an adapter folder."""
     recipe = RunDirectory(folder).recipe  # a run and its adapter folder both hold one
     if not recipe.is_file():
         return None

@@ -19,8 +19,10 @@ from transformers import TrainerCallback
 
 from fintune.schema.recipe import TrainingSection
 from fintune.training.by_task import TASK_LOSS
+from fintune.training.devices import DeviceSampler
 from fintune.training.metrics_log import MetricsLog
 from fintune.training.stopping import should_stop
+from fintune.training.utilization import ModelFlops, Work
 from fintune.trees.plan import Step
 
 log = logging.getLogger(__name__)
@@ -36,31 +38,70 @@ def peak_bytes() -> int:
 
 @dataclass
 class Totals:
-    """What the run has computed: tokens before and after sharing, samples, seconds."""
+    """What the run has computed: tokens before and after sharing and with padding, samples, seconds, operations."""
 
     sample_tokens: int = 0
     distinct_tokens: int = 0
     samples: int = 0
     seconds: float = 0.0
+    computed_tokens: int = 0
+    flops: float = 0.0
 
-    def add(self, step: Step, seconds: float) -> None:
+    def add(self, step: Step, seconds: float, flops: float = 0.0) -> None:
         """Adds one step of this rank."""
         self.sample_tokens += sum(batch.sample_tokens for batch in step.batches)
         self.distinct_tokens += sum(batch.real_tokens for batch in step.batches)
         self.samples += sum(batch.n_samples for batch in step.batches)
         self.seconds += seconds
+        self.computed_tokens += sum(map(len, step.batches))
+        self.flops += flops
+
+    @property
+    def sharing_ratio(self) -> float:
+        """Tokens of the samples for each one computed."""
+        return self.sample_tokens / max(self.distinct_tokens, 1)
+
+    @property
+    def padding_ratio(self) -> float:
+        """Share of padding in what was computed."""
+        return 1 - min(1.0, self.distinct_tokens / max(self.computed_tokens, 1))
+
+    @property
+    def tflops_per_s(self) -> float | None:
+        """Operations by time; None where they were not counted."""
+        return self.flops / max(self.seconds, 1e-9) / 1e12 if self.flops else None
+
+    def utilization(self, peak_flops: float | None) -> float | None:
+        """Share of the card's peak; None where either is not known."""
+        rate = self.tflops_per_s
+        return None if peak_flops is None or rate is None else rate * 1e12 / peak_flops
 
 
 class MetricsCallback(TrainerCallback):
     """Writes metrics.jsonl and keeps the run's totals.
 
     ``tokens_per_s`` counts the samples' own tokens, as trainers that do not share prefixes count them;
-    ``distinct_tokens_per_s`` counts what was computed.
+    ``distinct_tokens_per_s`` counts what was computed. ``mfu`` is the share of the card's dense bf16 peak that the
+    model's own operations use, None where the card is not known. Trackers, which come after it, get the same figures.
+
+    Args:
+        log: the file of this rank.
+        steps_per_epoch: optimiser steps.
+        flops: operations of a step.
+        peak_flops: of the card, a second.
     """
 
-    def __init__(self, log: MetricsLog, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        log: MetricsLog,
+        steps_per_epoch: int,
+        flops: ModelFlops | None = None,
+        peak_flops: float | None = None,
+    ) -> None:
         self.log = log
         self.steps_per_epoch = steps_per_epoch
+        self.flops, self.peak_flops = flops, peak_flops
+        self.devices: DeviceSampler | None = None  # set while training runs
         self.trainer: Any = None  # set once the trainer exists
         self.run, self.since_log = Totals(), Totals()
         self.latest: dict[str, Any] = {}
@@ -78,8 +119,10 @@ class MetricsCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Adds the step to the totals."""
         seconds = time.perf_counter() - self._step_started
+        step = self.trainer.last_step
+        flops = self.flops.of(Work.of(step.batches)) if self.flops is not None else 0.0
         for totals in (self.run, self.since_log):
-            totals.add(self.trainer.last_step, seconds)
+            totals.add(step, seconds, flops)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Writes one line for a training step or a validation."""
@@ -90,11 +133,9 @@ class MetricsCallback(TrainerCallback):
         row: dict[str, Any] = {"step": state.global_step, "epoch": round(state.global_step / self.steps_per_epoch, 6)}
         row |= {key: value for key, value in logs.items() if key != "epoch" and not key.startswith(TASK_LOSS)}
         if is_training:
-            seconds = max(self.since_log.seconds, 1e-9)
-            row["tokens_per_s"] = self.since_log.sample_tokens / seconds
-            row["distinct_tokens_per_s"] = self.since_log.distinct_tokens / seconds
-            row["samples_per_s"] = self.since_log.samples / seconds
-            row["peak_bytes"] = peak_bytes()
+            figures = self._figures()
+            row |= figures
+            logs.update((name, value) for name, value in figures.items() if value is not None)
             row |= self.trainer.logged_tasks
             row |= self._memory()
             row |= {"skipped": skipped} if (skipped := self.trainer.logged_skips) else {}
@@ -103,8 +144,22 @@ class MetricsCallback(TrainerCallback):
             self.since_log = Totals()
             self.latest = row
         row["elapsed_s"] = round(self.log.elapsed_before_s + time.perf_counter() - self._started, 3)
-        if state.is_world_process_zero:
-            self.log.append(row)
+        self.log.append(row)
+
+    def _figures(self) -> dict[str, float | None]:
+        """Speed, use of the card and of the batches since the last line."""
+        totals, seconds = self.since_log, max(self.since_log.seconds, 1e-9)
+        return {
+            "tokens_per_s": totals.sample_tokens / seconds,
+            "distinct_tokens_per_s": totals.distinct_tokens / seconds,
+            "samples_per_s": totals.samples / seconds,
+            "sharing_ratio": totals.sharing_ratio,
+            "padding_ratio": totals.padding_ratio,
+            "tflops_per_s": totals.tflops_per_s,
+            "mfu": totals.utilization(self.peak_flops),
+            "peak_bytes": peak_bytes(),
+            **(self.devices.take() if self.devices is not None else {}),
+        }
 
     def _memory(self) -> dict[str, Any]:
         """The budget in use, once it is no longer the recipe's; how activations are kept, where that was chosen."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from fintune.schema.errors import RunError
+from fintune.schema.run_directory import flush_to_disk
 
 log = logging.getLogger(__name__)
 
@@ -85,11 +85,11 @@ def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterato
         files = {str(p.relative_to(staging)): _sha256(p) for p in sorted(staging.rglob("*")) if p.is_file()}
         (staging / MANIFEST).write_text(json.dumps({"step": step, **facts, "files": files}, indent=2), encoding="utf-8")
         for path in [*staging.rglob("*"), staging]:
-            _flush(path)
+            flush_to_disk(path)
         if final.exists():
             shutil.rmtree(final)
         staging.rename(final)
-        _flush(folder)
+        flush_to_disk(folder)
     except (OSError, RuntimeError, SafetensorError) as exc:  # torch and safetensors report a full disk as their own
         if isinstance(exc, torch.OutOfMemoryError):
             raise
@@ -131,11 +131,3 @@ def rotate(folder: Path, keep: int, save_steps: int, best_step: int | None) -> N
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

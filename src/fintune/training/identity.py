@@ -18,6 +18,12 @@ _FREE_KEYS = (
 )
 # Keys newer than some checkpoints, with what these were made with: there they say nothing about identity.
 _LATER_DATA_KEYS = {"mixture": "proportional", "mixture_temperature": 2.0, "remove_same_document": True}
+_LATER_TRAINING_KEYS = {
+    "plateau_factor": 0.5,
+    "plateau_patience": 2,
+    "plateau_threshold": 0.0,
+    "plateau_minimum": 0.0,
+}
 _NUMERIC_KEYS = (
     ("model", "dtype"),
     ("model", "attention"),
@@ -49,9 +55,10 @@ def _training_identity(recipe: Recipe) -> dict[str, Any]:
     whole = recipe.model_dump(mode="json", include={"seed", "model", "adapter", "data", "training"})
     for section, key in (*_FREE_KEYS, *_NUMERIC_KEYS):
         del whole[section][key]
-    for key, before in _LATER_DATA_KEYS.items():
-        if whole["data"][key] == before:
-            del whole["data"][key]
+    for section, later in (("data", _LATER_DATA_KEYS), ("training", _LATER_TRAINING_KEYS)):
+        for key, before in later.items():
+            if whole[section][key] == before:
+                del whole[section][key]
     for task in whole["data"]["tasks"]:
         if task["weight"] is None:
             del task["weight"]

@@ -85,7 +85,7 @@ def choose_memory(
     if free is None:
         return MemoryChoice(policies[0], policies)
     plan = _plan(recipe, base, model, samples, tokens_per_batch)
-    shape = _shape(base)
+    shape = base_shape(base)
     needed = {memory: _needed(shape, replace(plan, memory=memory)) for memory in policies}
     memory: Memory = next((own for own in policies if needed[own] <= free), policies[-1])
     log.info(
@@ -102,7 +102,8 @@ def _needed(shape: ModelShape, plan: MemoryPlan) -> int:
     return estimate_memory(shape, plan).beyond_weights
 
 
-def _shape(base: LoadedBase) -> ModelShape:
+def base_shape(base: LoadedBase) -> ModelShape:
+    """The shape of a loaded base."""
     config = copy.deepcopy(base.model.config)
     vars(config).pop("quantization_config", None)  # the shape is that of the weights before they were packed
     return shape_of(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import logging
 import math
 import os
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from fintune.inference.forward import EdgeModel
 from fintune.models.adapter_files import save_adapter
 from fintune.models.load import LoadedBase
-from fintune.schema.errors import DependencyError, RunError
+from fintune.schema.errors import ModelError, RunError
 from fintune.schema.recipe import Packing, Recipe, TrainingSection
 from fintune.schema.run_directory import RunDirectory
 from fintune.training.by_task import TaskMeter
@@ -31,15 +31,19 @@ from fintune.training.callbacks import (
     peak_bytes,
 )
 from fintune.training.checkpoints import Checkpoint, is_intact, list_checkpoints
+from fintune.training.devices import sampling
 from fintune.training.guard import LossGuard
-from fintune.training.memory_choice import choose_memory
+from fintune.training.memory_choice import base_shape, choose_memory
 from fintune.training.metrics_log import MetricsLog
 from fintune.training.numerics import describe_numerics
+from fintune.training.plateau import plateau_schedule
 from fintune.training.resume import checkpoint_facts, find_resume_point
 from fintune.training.steps import StepDataset
 from fintune.training.stopping import should_stop
 from fintune.training.token_budget import memory_remedy
+from fintune.training.trackers import trackers
 from fintune.training.trainer import TreeTrainer
+from fintune.training.utilization import ModelFlops, model_flops, peak_flops
 from fintune.training.weights import restore_weights
 from fintune.trees.mixture import make_mixture
 from fintune.trees.plan import StepPlan
@@ -64,6 +68,9 @@ class TrainedRun:
         distinct_tokens: tokens computed.
         samples: samples trained on.
         peak_bytes: peak memory.
+        padding_ratio: share of padding in what was computed.
+        tflops_per_s: operations of the model itself, by training time; None where they were not counted.
+        mfu: their share of the card's dense bf16 peak; None where that is not known.
         planned_steps: optimiser steps the schedule was made for.
         stopped_early: validations had stopped getting better before the last planned step.
         skipped_steps: updates that were not made because loss or gradient could not be trusted.
@@ -87,6 +94,9 @@ class TrainedRun:
     distinct_tokens: int
     samples: int
     peak_bytes: int
+    padding_ratio: float
+    tflops_per_s: float | None
+    mfu: float | None
     planned_steps: int
     stopped_early: bool
     skipped_steps: int
@@ -140,7 +150,7 @@ def trainer_arguments(recipe: Recipe, base: LoadedBase, folder: Path, total_step
         metric_for_best_model=training.best_metric,
         greater_is_better=training.best_metric != "loss" if training.best_metric else None,
         seed=recipe.seed,
-        report_to=[name for name in training.tracking if name != "tensorboard"],
+        report_to=[],  # trackers come after the callback whose figures they are to have
         run_name=recipe.name,
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -151,6 +161,8 @@ def trainer_arguments(recipe: Recipe, base: LoadedBase, folder: Path, total_step
 
 
 def _schedule(name: str, warmup: int) -> str:
+    if name == "plateau":
+        return "constant"  # made by ``plateau_schedule``; the Trainer's own would insist on validating by itself
     return "constant_with_warmup" if name == "constant" and warmup else name  # the library's constant has no warm-up
 
 
@@ -192,6 +204,7 @@ def train_model(
     """
     training = recipe.training
     several = len(task_names) > 1
+    rank = int(os.environ.get("RANK", 0))
     mixture = make_mixture(recipe.data, tasks, task_names)
     plan = StepPlan(tuple(groups), training.samples_per_step, recipe.seed, training.sampler, mixture)
     total_steps = plan.total_steps(training.epochs, training.max_steps)
@@ -202,7 +215,7 @@ def train_model(
         packing,
         training.tokens_per_batch,
         buckets=model.is_blockwise,
-        rank=int(os.environ.get("RANK", 0)),
+        rank=rank,
         world=int(os.environ.get("WORLD_SIZE", 1)),
         tasks=tasks if several else (),
         n_tasks=len(task_names) if several else 0,
@@ -221,7 +234,12 @@ def train_model(
         model.memory = choice.memory
     elif training.gradient_checkpointing:
         recompute_layers(model.model)
-    metrics = MetricsCallback(MetricsLog(run.metrics, start.step), plan.steps_per_epoch)
+    metrics = MetricsCallback(
+        MetricsLog(run.metrics_of(rank), start.step),
+        plan.steps_per_epoch,
+        _flops(base, model),
+        peak_flops(model.device),
+    )
     metrics.run, metrics.resumed_on = start.totals, start.change
     guard = LossGuard(training.loss_spike, training.rollback_after)
     guard.state = start.guard
@@ -229,7 +247,8 @@ def train_model(
     bar = ProgressCallback(metrics) if progress else None
     schedule, interrupt = ScheduleCallback(training.save_steps, training.eval_steps), InterruptCallback()
     callbacks = [metrics, schedule, StoppingCallback(training), interrupt, *([bar] if bar else [])]
-    callbacks += _tensorboard(recipe, run, start.step)
+    with _full_disk_in_words(run):
+        callbacks += trackers(recipe.training.tracking, run.tensorboard, start.step)
     trainer = TreeTrainer(
         model,
         trainer_arguments(recipe, base, run.checkpoints, total_steps),
@@ -248,11 +267,17 @@ def train_model(
         memory_remedy=memory_remedy(recipe, fast=bool(choice.policies)),
         may_record=choice.has_room_for_graphs,
         meter=meter,
+        schedule=partial(plateau_schedule, training=training) if training.schedule == "plateau" else None,
     )
     metrics.trainer = trainer
     started = time.perf_counter()
     try:
-        with interrupt.watching(), _full_disk_in_words(run), _unreadable_state_in_words(run, start.checkpoint):
+        with (
+            interrupt.watching(),
+            _full_disk_in_words(run),
+            _unreadable_state_in_words(run, start.checkpoint),
+            sampling(model.device) as metrics.devices,
+        ):
             _train(trainer, start.checkpoint, training)
     finally:
         if bar is not None:
@@ -282,6 +307,9 @@ def train_model(
         distinct_tokens=metrics.run.distinct_tokens,
         samples=metrics.run.samples,
         peak_bytes=peak_bytes(),
+        padding_ratio=metrics.run.padding_ratio,
+        tflops_per_s=metrics.run.tflops_per_s,
+        mfu=metrics.run.utilization(metrics.peak_flops),
         planned_steps=total_steps,
         stopped_early=stopped_early,
         skipped_steps=guard.state.skipped,
@@ -336,6 +364,14 @@ def _full_disk_in_words(run: RunDirectory) -> Iterator[None]:
         ) from exc
 
 
+def _flops(base: LoadedBase, model: EdgeModel) -> ModelFlops | None:
+    try:
+        return model_flops(base_shape(base), model.model)
+    except ModelError as exc:  # a model made by code of its own, which is not run a second time
+        log.info("Operations are not counted: %s", exc.message)
+        return None
+
+
 def _save_weights(model: Any, base: LoadedBase, folder: Path) -> None:
     save_adapter(model, base.tokenizer, folder, base.files)
 
@@ -376,25 +412,3 @@ def _best_intact(trainer: TreeTrainer, run: RunDirectory) -> Checkpoint | None:
 
 def _last_loss(run: RunDirectory) -> float | None:
     return next((row["loss"] for row in reversed(run.read_history()) if row.get("loss") is not None), None)
-
-
-def require_trackers(recipe: Recipe) -> None:
-    """Fails before anything is loaded when a tracker of the recipe is not installed."""
-    for name in recipe.training.tracking:
-        if importlib.util.find_spec(name) is None:
-            raise DependencyError(
-                f"training.tracking names {name}, which is not installed.",
-                f"Run `pip install {name}`, or take it out of training.tracking.",
-            )
-
-
-def _tensorboard(recipe: Recipe, run: RunDirectory, resume_step: int) -> list[Any]:
-    if "tensorboard" not in recipe.training.tracking:
-        return []
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
-    callback: Any = TensorBoardCallback
-    writer: Any = SummaryWriter
-    with _full_disk_in_words(run):
-        return [callback(tb_writer=writer(log_dir=str(run.tensorboard), purge_step=resume_step + 1))]

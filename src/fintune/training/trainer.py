@@ -43,6 +43,7 @@ from fintune.trees.plan import Step
 log = logging.getLogger(__name__)
 
 SaveModel = Callable[[Path], None]
+MakeSchedule = Callable[[torch.optim.Optimizer], Any]
 
 
 class TreeTrainer(Trainer):
@@ -65,6 +66,7 @@ class TreeTrainer(Trainer):
         memory_remedy: what to do when a single sample does not fit.
         may_record: whether memory has room for passes recorded as CUDA graphs beside those that are not.
         meter: adds up losses by task; None when the steps do not tell tasks apart.
+        schedule: makes the learning-rate schedule of an optimiser; the one ``arguments`` name when None.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class TreeTrainer(Trainer):
         memory_remedy: str = "",
         may_record: bool = True,
         meter: TaskMeter | None = None,
+        schedule: MakeSchedule | None = None,
     ) -> None:
+        self.make_schedule = schedule
         self.edge_model = edge_model
         self.steps = steps
         self.save_weights = save_weights
@@ -129,6 +133,15 @@ class TreeTrainer(Trainer):
     def _drop_gradients(self, set_to_none: bool = True) -> None:
         for parameter in self._trained:
             parameter.grad = None
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule that was given, or the Trainer's own."""
+        if self.make_schedule is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            chosen: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = self.make_schedule(chosen)
+        return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader[int]:
         """Numbers of steps in order; the plan behind them has already drawn and dealt out the samples."""

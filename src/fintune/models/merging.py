@@ -1,0 +1,190 @@
+"""An adapter merged into its base: a whole model in 16 bits, with the measured distance from adapter on base.
+
+Enters: a base as it is held and an adapter of it. Leaves: a folder in Hugging Face layout, and ``MergeReport``. A base
+held in 4 or 8 bits is unpacked first: the merged model is that of the rounded weights the adapter was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fintune.models.adapter_files import load_adapter, read_adapter_info, require_same_base
+from fintune.models.files import written_aside
+from fintune.models.fp8_linear import Fp8Linear
+from fintune.models.load import DTYPES, LoadedBase, load_base
+from fintune.models.quiet import no_progress_bars
+from fintune.schema.errors import AdapterError
+from fintune.schema.recipe import ModelSection
+from fintune.schema.run_directory import writing
+
+MERGE_NOTE = "fintune_merge.json"
+TEXTS = (
+    "Operating profit rose to EUR 13.1 mn from EUR 8.7 mn in the corresponding period of 2007.",
+    "Shares of the bank fell 3.4% after the board cut its dividend and warned of weaker demand.",
+    "What is the sentiment of this news? Please choose an answer from negative, neutral or positive.",
+    "The company had 2,400 employees at the end of the year, and its net sales were USD 310 million.",
+)
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge made and how far it is from the adapter on its base.
+
+    Attributes:
+        path: folder of the merged model.
+        adapter: folder of the adapter.
+        base: the base model as the adapter names it.
+        held: how the base was held: none, nf4, int8 or fp8.
+        dtype: of the merged weights.
+        base_bytes: memory of the base as it was held.
+        merged_bytes: of the merged weights on disk.
+        positions: tokens whose next-token logits were compared.
+        largest: absolute difference of two logits, at most; likewise the mean.
+        mean: over all logits.
+        spread: standard deviation of the logits themselves, to compare the differences with.
+        agreement: share of positions whose likeliest token is the same.
+        computed_in: type both were computed in.
+    """
+
+    path: Path
+    adapter: Path
+    base: str
+    held: str
+    dtype: str
+    base_bytes: int
+    merged_bytes: int
+    positions: int
+    largest: float
+    mean: float
+    spread: float
+    agreement: float
+    computed_in: str
+
+
+def merge_adapter(
+    section: ModelSection,
+    adapter: Path,
+    target: Path,
+    *,
+    device: torch.device,
+    dtype: Literal["bfloat16", "float16"] = "bfloat16",
+    texts: Sequence[str] = TEXTS,
+) -> MergeReport:
+    """Merges an adapter and measures what that changed.
+
+    The merge itself is done in fp32, which takes four bytes a weight on ``device``.
+
+    Args:
+        section: the base model, held as the adapter was trained on it.
+        adapter: folder of a LoRA or DoRA adapter.
+        target: folder to make.
+        device: where everything is computed.
+        dtype: of the merged weights.
+        texts: what the logits are compared on.
+
+    Raises:
+        AdapterError: ``target`` exists, or the adapter is none or of another base.
+        ModelError: the base cannot be loaded.
+        RunError: the merged model could not be written.
+    """
+    if target.exists():
+        raise AdapterError(f"{target} exists, and would be overwritten.", "Choose another --output.")
+    info = read_adapter_info(adapter)
+    if info.kind != "lora":
+        raise AdapterError(f"{adapter} holds a wholly trained model; there is nothing to merge.", "Use it as it is.")
+    base = load_base(section, device=device, for_training=False)
+    require_same_base(base, info)
+    samples = [base.tokenizer(text, return_tensors="pt")["input_ids"].to(device) for text in texts]
+    model: Any = load_adapter(base, adapter)
+    expected = logits_of(model, samples, base.dtype)
+    dense = dequantized(replace(base, model=model.unload()))
+    merged: Any = load_adapter(dense, adapter)
+    merged = merged.merge_and_unload(safe_merge=True).to(DTYPES[dtype])
+    merged.config.dtype = DTYPES[dtype]
+    with writing(target), written_aside(target) as aside:
+        with no_progress_bars():
+            merged.save_pretrained(str(aside))
+        base.tokenizer.save_pretrained(str(aside))
+        del model, dense, merged
+        found = logits_of(_reload(aside, base, device), samples, base.dtype)
+        report = MergeReport(
+            path=target,
+            adapter=adapter,
+            base=info.base,
+            held=base.quantization,
+            dtype=dtype,
+            base_bytes=base.facts.weight_bytes,
+            merged_bytes=sum(file.stat().st_size for file in aside.glob("*.safetensors")),
+            computed_in=str(base.dtype).removeprefix("torch."),
+            **logit_gap(expected, found),
+        )
+        facts = asdict(report) | {"base_content_hash": base.files.content_hash, "adapter_hash": info.content_hash}
+        (aside / MERGE_NOTE).write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
+    return report
+
+
+def dequantized(base: LoadedBase) -> LoadedBase:
+    """The same base with every weight in fp32, packed ones unpacked; changed in place, layer by layer."""
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    model: Any = base.model
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Fp8Linear):
+            weight = module.held().dense(torch.float32)
+        elif type(module).__name__ == "Linear4bit":
+            weight = dequantize_bnb_weight(module.weight)
+        elif type(module).__name__ == "Linear8bitLt":
+            weight = dequantize_bnb_weight(module.weight, module.state)
+        else:
+            continue
+        model.set_submodule(name, _linear(weight.detach().float(), module.bias))
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer.remove_quantization_config(model)
+    return replace(base, model=model.float(), dtype=torch.float32, quantization="none")
+
+
+def _linear(weight: Tensor, bias: Any) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
+    return linear
+
+
+@torch.no_grad()
+def logits_of(model: Any, samples: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """(T, V) fp32 logits of each (1, T) sample, on the CPU."""
+    model.eval()
+    found = []
+    for sample in samples:
+        with torch.autocast(sample.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            found.append(model(input_ids=sample, use_cache=False).logits[0].float().cpu())
+    return found
+
+
+def logit_gap(expected: Sequence[Tensor], found: Sequence[Tensor]) -> dict[str, Any]:
+    """Largest and mean absolute difference of logits, what they are to be compared with, and equal likeliest tokens."""
+    before, after = torch.cat(list(expected)), torch.cat(list(found))
+    difference = (before - after).abs()
+    return {
+        "positions": len(before),
+        "largest": float(difference.max()),
+        "mean": float(difference.double().mean()),
+        "spread": float(before.double().std()),
+        "agreement": float((before.argmax(-1) == after.argmax(-1)).double().mean()),
+    }
+
+
+def _reload(folder: Path, base: LoadedBase, device: torch.device) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    loader: Any = AutoModelForCausalLM
+    with no_progress_bars():
+        return loader.from_pretrained(folder, dtype=base.dtype, use_safetensors=True).to(device)
