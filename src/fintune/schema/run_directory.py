@@ -7,6 +7,7 @@
       environment.json     versions and hardware
       data_report.json     what was found in the rows
       metrics.jsonl        one line per logged step
+      logs/                rank-N.log and rank-N.jsonl, where several processes trained
       checkpoints/         checkpoint-N, each with a manifest of hashes
       adapter/             adapter (safetensors), tokenizer, model card
       predictions.jsonl    one record per document and system
@@ -54,6 +55,14 @@ class RunDirectory:
     def metrics(self) -> Path:
         """One JSON line per logged step."""
         return self.path / "metrics.jsonl"
+
+    def rank_metrics(self, rank: int) -> Path:
+        """What a process other than the first measured of itself, a line per logged step."""
+        return self.path / "logs" / f"rank-{rank}.jsonl"
+
+    def rank_log(self, rank: int) -> Path:
+        """What a process of several said while it trained."""
+        return self.path / "logs" / f"rank-{rank}.log"
 
     @property
     def checkpoints(self) -> Path:

@@ -44,10 +44,10 @@ class Totals:
     seconds: float = 0.0
 
     def add(self, step: Step, seconds: float) -> None:
-        """Adds one step of this rank."""
-        self.sample_tokens += sum(batch.sample_tokens for batch in step.batches)
-        self.distinct_tokens += sum(batch.real_tokens for batch in step.batches)
-        self.samples += sum(batch.n_samples for batch in step.batches)
+        """Adds one step, over all ranks."""
+        self.sample_tokens += step.sample_tokens
+        self.distinct_tokens += step.distinct_tokens
+        self.samples += step.n_samples
         self.seconds += seconds
 
 
@@ -103,8 +103,7 @@ class MetricsCallback(TrainerCallback):
             self.since_log = Totals()
             self.latest = row
         row["elapsed_s"] = round(self.log.elapsed_before_s + time.perf_counter() - self._started, 3)
-        if state.is_world_process_zero:
-            self.log.append(row)
+        self.log.append(row)  # every process into its own file
 
     def _memory(self) -> dict[str, Any]:
         """The budget in use, once it is no longer the recipe's; how activations are kept, where that was chosen."""
@@ -194,11 +193,18 @@ class StoppingCallback(TrainerCallback):
 class InterruptCallback(TrainerCallback):
     """Ctrl-C and SIGTERM end a run after the step in progress, with a checkpoint; a second one ends it at once.
 
-    It must come after ``ScheduleCallback``, whose decisions it overrides.
+    It must come after ``ScheduleCallback``, whose decisions it overrides. Processes that share a run stop after the
+    same step: ``agreed`` is then what they have found together, and None in a process by itself.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.agreed: bool | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the run is to stop."""
+        return self.received is not None if self.agreed is None else self.agreed
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -221,7 +227,7 @@ class InterruptCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Asks the trainer to save and stop once a signal has come."""
-        if self.received is not None:
+        if self.is_due:
             control.should_save = True
             control.should_training_stop = True
         return control

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import importlib.util
 import logging
-import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from fintune.models.load import LoadedBase
 from fintune.schema.errors import DependencyError, RunError
 from fintune.schema.recipe import Packing, Recipe, TrainingSection
 from fintune.schema.run_directory import RunDirectory
+from fintune.training.arguments import trainer_arguments
 from fintune.training.by_task import TaskMeter
 from fintune.training.callbacks import (
     InterruptCallback,
@@ -35,6 +34,7 @@ from fintune.training.guard import LossGuard
 from fintune.training.memory_choice import choose_memory
 from fintune.training.metrics_log import MetricsLog
 from fintune.training.numerics import describe_numerics
+from fintune.training.ranks import Ranks
 from fintune.training.resume import checkpoint_facts, find_resume_point
 from fintune.training.steps import StepDataset
 from fintune.training.stopping import should_stop
@@ -46,8 +46,6 @@ from fintune.trees.plan import StepPlan
 from fintune.trees.prefix_tree import TokenSample
 
 log = logging.getLogger(__name__)
-
-_OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 
 
 @dataclass(frozen=True)
@@ -100,60 +98,6 @@ class TrainedRun:
     by_task: dict[str, dict[str, float | None]]
 
 
-def warmup_steps(training: TrainingSection, total_steps: int) -> int:
-    """Warm-up in optimiser steps, from either way of giving it; a run that ends within it is warned about."""
-    if training.warmup_steps is None:
-        return math.ceil((training.warmup_ratio or 0.0) * total_steps)
-    if training.warmup_steps >= total_steps > 1:
-        log.warning(
-            "training.warmup_steps is %d, but the run has %d steps: the learning rate never reaches its peak.",
-            training.warmup_steps,
-            total_steps,
-        )
-    return training.warmup_steps
-
-
-def trainer_arguments(recipe: Recipe, base: LoadedBase, folder: Path, total_steps: int) -> Any:
-    """``TrainingArguments`` of a recipe; one data-set item is one optimiser step."""
-    from transformers import TrainingArguments
-
-    training = recipe.training
-    warmup = warmup_steps(training, total_steps)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
-        max_steps=total_steps,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=_schedule(training.schedule, warmup),
-        warmup_steps=warmup,
-        optim=_OPTIMIZERS[training.optimizer],
-        weight_decay=training.weight_decay,
-        adam_beta1=training.adam_beta1,
-        adam_beta2=training.adam_beta2,
-        max_grad_norm=training.max_grad_norm,
-        fp16=base.facts.needs_loss_scaling and base.model.device.type == "cuda",
-        logging_steps=training.log_steps,
-        logging_nan_inf_filter=False,  # a NaN loss must be seen, not replaced by the last mean
-        save_strategy="no",  # ScheduleCallback decides
-        eval_strategy="no",
-        metric_for_best_model=training.best_metric,
-        greater_is_better=training.best_metric != "loss" if training.best_metric else None,
-        seed=recipe.seed,
-        report_to=[name for name in training.tracking if name != "tensorboard"],
-        run_name=recipe.name,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=base.model.device.type == "cpu",
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else DataParallel would split the edge list between the GPUs it sees
-    return arguments
-
-
-def _schedule(name: str, warmup: int) -> str:
-    return "constant_with_warmup" if name == "constant" and warmup else name  # the library's constant has no warm-up
-
-
 def train_model(
     recipe: Recipe,
     base: LoadedBase,
@@ -168,6 +112,7 @@ def train_model(
     progress: bool = True,
     tasks: Sequence[int] = (),
     task_names: Sequence[str] = (),
+    ranks: Ranks | None = None,
 ) -> TrainedRun:
     """Trains ``model`` in place and writes checkpoints, metrics and the adapter into the run directory.
 
@@ -184,13 +129,14 @@ def train_model(
         progress: show the progress bar.
         tasks: one task number per sample; needed for a mixture, and for figures by task.
         task_names: the tasks by number; each has samples.
+        ranks: the processes that share the run, all of which call this with the same arguments; None: this one alone.
 
     Raises:
         RecipeError: the mixture cannot be drawn.
         RunError: a checkpoint belongs to another recipe, data set or base, or could not be written.
         KeyboardInterrupt: Ctrl-C or SIGTERM came; the step in progress was finished and saved.
     """
-    training = recipe.training
+    training, ranks = recipe.training, ranks or Ranks()
     several = len(task_names) > 1
     mixture = make_mixture(recipe.data, tasks, task_names)
     plan = StepPlan(tuple(groups), training.samples_per_step, recipe.seed, training.sampler, mixture)
@@ -202,13 +148,16 @@ def train_model(
         packing,
         training.tokens_per_batch,
         buckets=model.backend == "flex",
-        rank=int(os.environ.get("RANK", 0)),
-        world=int(os.environ.get("WORLD_SIZE", 1)),
+        rank=ranks.me.rank,
+        world=ranks.world,
         tasks=tasks if several else (),
         n_tasks=len(task_names) if several else 0,
     )
-    numerics = describe_numerics(model, training, packing)
-    start = find_resume_point(run, fingerprint, numerics)
+    numerics = describe_numerics(model, training, packing, ranks.world)
+    ranks.require_same("hash of recipe, data and base", fingerprint)
+    with ranks.first_goes_first():  # who removes what is damaged
+        start = find_resume_point(run, fingerprint, numerics)
+    ranks.require_same("checkpoint to go on from", start.step)
     budget = start.token_budget(training.tokens_per_batch)
     steps.tokens_per_batch = budget.tokens
     if start.checkpoint is not None:
@@ -221,15 +170,15 @@ def train_model(
         model.memory = choice.memory
     elif training.gradient_checkpointing:
         recompute_layers(model.model)
-    metrics = MetricsCallback(MetricsLog(run.metrics, start.step), plan.steps_per_epoch)
+    metrics = MetricsCallback(MetricsLog(run.metrics if ranks.is_first else run.rank_metrics(ranks.me.rank), start.step), plan.steps_per_epoch)
     metrics.run, metrics.resumed_on = start.totals, start.change
     guard = LossGuard(training.loss_spike, training.rollback_after)
     guard.state = start.guard
     meter = TaskMeter(task_names, start.tasks) if several else None
-    bar = ProgressCallback(metrics) if progress else None
+    bar = ProgressCallback(metrics) if progress and ranks.is_first else None
     schedule, interrupt = ScheduleCallback(training.save_steps, training.eval_steps), InterruptCallback()
     callbacks = [metrics, schedule, StoppingCallback(training), interrupt, *([bar] if bar else [])]
-    callbacks += _tensorboard(recipe, run, start.step)
+    callbacks += _tensorboard(recipe, run, start.step) if ranks.is_first else []
     trainer = TreeTrainer(
         model,
         trainer_arguments(recipe, base, run.checkpoints, total_steps),
@@ -248,6 +197,8 @@ def train_model(
         memory_remedy=memory_remedy(recipe, fast=bool(choice.policies)),
         may_record=choice.has_room_for_graphs,
         meter=meter,
+        ranks=ranks,
+        interrupt=interrupt,
     )
     metrics.trainer = trainer
     started = time.perf_counter()
@@ -259,7 +210,7 @@ def train_model(
             bar.close()
     done = trainer.state.global_step
     stopped_early = done < total_steps and should_stop(trainer.state.log_history, training)
-    if interrupt.received is not None and done < total_steps and not stopped_early:
+    if interrupt.is_due and done < total_steps and not stopped_early:
         raise KeyboardInterrupt  # the command line says how to go on
     log.info("Training took %.1f s.", time.perf_counter() - started)
     if stopped_early:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,9 +25,11 @@ from fintune.models.fast_layers import Memory
 from fintune.schema.errors import RunError
 from fintune.training.ahead import StepsAhead
 from fintune.training.by_task import TASK_LOSS, TaskMeter
+from fintune.training.callbacks import InterruptCallback
 from fintune.training.checkpoints import newest_intact, rotate, staged_checkpoint
 from fintune.training.graphs import GraphedPasses
 from fintune.training.guard import REMEDY, LossGuard
+from fintune.training.ranks import Ranks
 from fintune.training.steps import StepDataset
 from fintune.training.token_budget import (
     RandomState,
@@ -65,6 +68,9 @@ class TreeTrainer(Trainer):
         memory_remedy: what to do when a single sample does not fit.
         may_record: whether memory has room for passes recorded as CUDA graphs beside those that are not.
         meter: adds up losses by task; None when the steps do not tell tasks apart.
+        ranks: the processes that share the run; each computes its batches as one alone would, and gradients are added
+            up once a step. No wrapper stands around the model, so everything that is quick on one GPU stays so.
+        interrupt: knows of signals, which all processes must follow at the same step.
     """
 
     def __init__(
@@ -85,6 +91,8 @@ class TreeTrainer(Trainer):
         memory_remedy: str = "",
         may_record: bool = True,
         meter: TaskMeter | None = None,
+        ranks: Ranks | None = None,
+        interrupt: InterruptCallback | None = None,
     ) -> None:
         self.edge_model = edge_model
         self.steps = steps
@@ -99,16 +107,21 @@ class TreeTrainer(Trainer):
         self.memory_remedy = memory_remedy
         self.may_record = may_record
         self.meter = meter
+        self.ranks = ranks or Ranks()
+        self.interrupt = interrupt or InterruptCallback()
         self.last_step: Step | None = None
         self.logged_skips = ""  # of the latest line of metrics, for MetricsCallback; likewise the next
         self.logged_tasks: dict[str, dict[str, float]] = {}
         self._step_loss, self._loss = torch.zeros(()), 0.0
+        self._wishes = torch.zeros(())  # ranks that want to stop
         self._unlogged_loss = torch.zeros(())  # on the host, where the Trainer reads it without waiting for the GPU
         self._trained: list[nn.Parameter] = []
         self._is_first_step = True
         self._is_graphed: bool | None = None
         self._recorded: GraphedPasses | None = None
         self._task_losses = torch.zeros(0)
+        if self.ranks.world > 1:
+            edge_model.model._is_accelerate_prepared = True  # else it would be wrapped in DistributedDataParallel
         super().__init__(model=edge_model.model, args=arguments, train_dataset=steps, callbacks=callbacks)
         self.loss_is_scaled_for_ga = True
         self.ahead = StepsAhead(steps, self.args.device)
@@ -148,11 +161,14 @@ class TreeTrainer(Trainer):
         if self._is_first_step or not model.training:  # an adapter may train around a base that does not yet
             model.train()
             self._is_first_step = False
+        if self.ranks.world > 1:
+            torch.manual_seed(step_seed(self.args.seed, step.number, self.ranks.me.rank))
         drawn = RandomState.of(self.args.device)
         while (failed := self._accumulate(model, step)) is not None:
             step = self._with_less_memory(model, step, failed)
             drawn.restore()
         self.last_step = step
+        self._add_up_ranks()
         return torch.zeros((), device=self.args.device)  # ``_get_grad_norm`` knows the loss without a second wait
 
     def _accumulate(self, model: nn.Module, step: Step) -> int | None:
@@ -160,7 +176,7 @@ class TreeTrainer(Trainer):
 
         Returns rather than raises, because an exception being handled keeps the failed batch's tensors alive.
         """
-        scale = self.steps.world / step.total_weight if step.total_weight else 0.0  # DDP averages over ranks
+        scale = 1 / step.total_weight if step.total_weight else 0.0
         total = torch.zeros((), device=self.args.device)
         self._task_losses = torch.zeros(self.steps.n_tasks, device=self.args.device)
         graphs = self._graphs()
@@ -173,9 +189,8 @@ class TreeTrainer(Trainer):
                     loss, losses = graphs.add(batch, scale)
                     self._note_tasks(step, number, losses)
                 else:
-                    with self._synchronised(model, last=number == len(step.batches) - 1):
-                        loss = self._batch_loss(step, number, model) * scale
-                        self._backward(loss)
+                    loss = self._batch_loss(step, number, model) * scale
+                    self._backward(loss)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -183,6 +198,18 @@ class TreeTrainer(Trainer):
             total += loss.detach()
         self._step_loss = total
         return None
+
+    def _add_up_ranks(self) -> None:
+        """Makes gradients, losses and the wish to stop those of all ranks together."""
+        if self.ranks.world == 1:
+            return
+        for parameter in self._trained:
+            if parameter.grad is None:  # nothing of this rank's batches reached it
+                parameter.grad = torch.zeros_like(parameter)
+        wish = torch.full((1,), float(self.interrupt.received is not None), device=self.args.device)
+        figures = torch.cat([self._step_loss[None], wish, self._task_losses])
+        self.ranks.add_up([*(parameter.grad for parameter in self._trained if parameter.grad is not None), figures])
+        self._step_loss, self._wishes, self._task_losses = figures[0], figures[1], figures[2:]
 
     def _backward(self, loss: Tensor) -> None:
         if getattr(self.accelerator, "scaler", None) is None:
@@ -199,7 +226,6 @@ class TreeTrainer(Trainer):
         model.zero_grad(set_to_none=True)
         self._is_graphed = self._recorded = None  # graphs hold memory, and compute as they were recorded
         release_memory()
-        require_one_process(step.number + 1, self.steps.world)
         before = self.budget.memory
         if not self.budget.keep_less(self.policies):
             return self._in_smaller_batches(step, failed)
@@ -216,6 +242,7 @@ class TreeTrainer(Trainer):
 
     def _in_smaller_batches(self, step: Step, failed: int) -> Step:
         """The same samples under a smaller budget, which stays."""
+        require_one_process(step.number + 1, self.ranks.world)
         batch, before = step.batches[failed], self.budget.tokens
         require_divisible(step.number + 1, batch, self.memory_remedy)
         self.budget.shrink(batch)
@@ -247,8 +274,7 @@ class TreeTrainer(Trainer):
         """Recorded passes where the model and the run suit them; decided once all is on its device."""
         if self._is_graphed is None:
             scaler = getattr(self.accelerator, "scaler", None)
-            alone = self.steps.world == 1 and scaler is None and self.steps.packing != "none"
-            self._is_graphed = self.may_record and alone
+            self._is_graphed = self.may_record and scaler is None and self.steps.packing != "none"
             if self._is_graphed and GraphedPasses.suits(self.edge_model):
                 self._recorded = GraphedPasses(self.edge_model)
         return self._recorded
@@ -261,11 +287,10 @@ class TreeTrainer(Trainer):
         if grad_norm is None:
             grad_norm = self.accelerator.clip_grad_norm_(self._trained, math.inf)  # an infinite limit clips nothing
         norm = torch.as_tensor(grad_norm, device=self._step_loss.device)
-        figures = torch.cat([torch.stack([self._step_loss, norm.float()]), self._task_losses])
-        if self.steps.world > 1:
-            figures = self.accelerator.reduce(figures, reduction="mean")
+        figures = torch.cat([torch.stack([self._step_loss, norm.float(), self._wishes.to(norm.device)]), self._task_losses])
         self.ahead.prepare(self.state.global_step + 1)  # the GPU is still computing: what follows waits for it
-        self._loss, norm_value, *task_losses = figures.tolist()
+        self._loss, norm_value, wishes, *task_losses = figures.tolist()
+        self.interrupt.agreed = wishes > 0 if self.ranks.world > 1 else None
         self._unlogged_loss += self._loss if math.isfinite(self._loss) else 0.0
         step = self.state.global_step + 1
         fault = self.guard.fault(self._loss, norm_value)
@@ -274,8 +299,7 @@ class TreeTrainer(Trainer):
         else:
             self._skip_update(model, step, fault)
         if self.meter is not None and self.last_step is not None:
-            sums = [loss * self.steps.world for loss in task_losses]  # the mean over ranks is a sum again
-            self.meter.add(self.last_step, sums if fault is None else None)
+            self.meter.add(self.last_step, task_losses if fault is None else None)
         return float(norm_value)
 
     def _skip_update(self, model: nn.Module, step: int, fault: str) -> None:
@@ -312,17 +336,12 @@ class TreeTrainer(Trainer):
             logs |= {f"{TASK_LOSS}{name}": loss for name, loss in self.logged_tasks.get("loss_by_task", {}).items()}
         super().log(logs, start_time)
 
-    def _synchronised(self, model: nn.Module, *, last: bool) -> Any:
-        import contextlib
-
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(model)
-
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation metrics, logged like the rest."""
+        """Validation metrics, measured by the first rank and logged like the rest."""
         if self.validate is None:
             return {}
         self.edge_model.model.eval()
-        metrics = self.validate()
+        metrics: dict[str, float] = self.ranks.from_first(self.validate() if self.ranks.is_first else {})
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.edge_model.model.train()
@@ -342,11 +361,19 @@ class TreeTrainer(Trainer):
         return None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Written by the first rank; what the others would have to add follows from seed, step and rank."""
+        if self.ranks.world > 1:
+            checksum = sum(float(parameter.detach().double().sum()) for parameter in self._trained)
+            self.ranks.require_same("sum of the trained weights", checksum)
+        if self.ranks.is_first:
+            self._write_checkpoint()
+        self.ranks.wait()
+
+    def _write_checkpoint(self) -> None:
         folder = Path(str(self.args.output_dir))
         step = self.state.global_step
         with staged_checkpoint(folder, step, self.checkpoint_facts()) as staging:
-            if self.args.should_save:
-                self.save_weights(staging / "weights")
+            self.save_weights(staging / "weights")
             self._save_optimizer_and_scheduler(str(staging))
             self._save_scaler(str(staging))
             self._save_rng_state(str(staging))
@@ -354,9 +381,19 @@ class TreeTrainer(Trainer):
             self.state.save_to_json(str(staging / "trainer_state.json"))
         self.rotate_checkpoints()
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Random states, where they do not follow from seed, step and rank."""
+        if self.ranks.world == 1:
+            super()._save_rng_state(output_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Likewise; what a run of several processes left has none, and dropout then draws new masks."""
+        if self.ranks.world == 1:
+            super()._load_rng_state(checkpoint)
+
     def rotate_checkpoints(self) -> None:
         """Deletes old checkpoints, but none that a rollback may soon need."""
-        if not self.guard.state.unproven:
+        if self.ranks.is_first and not self.guard.state.unproven:
             folder, best = Path(str(self.args.output_dir)), self.state.best_global_step
             rotate(folder, self.keep_checkpoints, self.save_steps, best)
 
@@ -380,6 +417,11 @@ class TreeTrainer(Trainer):
             super()._load_scaler(checkpoint)
         except (RuntimeError, KeyError) as exc:
             log.warning("The loss scale of %s cannot be used (%s); it starts afresh.", checkpoint, exc)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seeds the dropout of one rank in one step of a run of several processes, so that resuming needs no states."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _only(items: list[Step]) -> Step:
