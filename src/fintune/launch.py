@@ -28,7 +28,7 @@ def is_launched() -> bool:
     return "WORLD_SIZE" in os.environ or this_process().world > 1
 
 
-def launch(count: int, arguments: Sequence[str], *, gpus: bool, program: Sequence[str] = _PROGRAM) -> int:
+def launch(count: int, arguments: Sequence[str], *, gpus: bool) -> int:
     """Runs the command in ``count`` processes and returns their exit code.
 
     The store at which they meet lives here, so that it outlives whichever of them is killed.
@@ -37,7 +37,6 @@ def launch(count: int, arguments: Sequence[str], *, gpus: bool, program: Sequenc
         count: processes.
         arguments: of the command line.
         gpus: each of them needs a GPU of its own.
-        program: what the Python interpreter runs.
 
     Raises:
         RunError: there are fewer GPUs, or a process was killed.
@@ -50,7 +49,7 @@ def launch(count: int, arguments: Sequence[str], *, gpus: bool, program: Sequenc
     store: Any = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
     processes = [
         subprocess.Popen(
-            [sys.executable, *program, *arguments],
+            [sys.executable, *_PROGRAM, *arguments],
             env={**os.environ, **_variables(rank, count, store.port)},
             start_new_session=True,  # Ctrl-C comes here, and is passed on once
         )
