@@ -103,7 +103,7 @@ def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool, ranks: Rank
         facts |= _training_facts(trained) | {"processes": ranks.world}
         if ranks.is_first:
             write_json(run.facts, facts)
-            _save_result(session, model, run)
+            _save_result(session, model, run, trained.weights)
     if not ranks.is_first:
         ranks.wait()  # for the evaluation
         return TrainingOutcome(run.path, run.adapter, run.read_results(), _written_report(run), facts)
@@ -263,11 +263,12 @@ def _training_samples(session: Session, train_set: EncodedSet) -> list[TokenSamp
     return [e.training_sample(i, weights[i]) for i, e in enumerate(train_set.encoded)]
 
 
-def _save_result(session: Session, model: EdgeModel, run: RunDirectory) -> None:
+def _save_result(session: Session, model: EdgeModel, run: RunDirectory, weights: dict[str, Any] | None) -> None:
     """The adapter with tokenizer and recipe, so that it can be moved away from its run and still be used rightly."""
     try:
         with tempfile.TemporaryDirectory(dir=run.path, prefix=".adapter-") as aside:
-            place = save_adapter(model.model, session.base.tokenizer, Path(aside) / "adapter", session.base.files)
+            files = session.base.files
+            place = save_adapter(model.model, session.base.tokenizer, Path(aside) / "adapter", files, weights)
             save_recipe(session.recipe, RunDirectory(place).recipe)
             chose = session.recipe.training.best_metric is not None
             save_validation(place, _validation_records(session, model), chose_checkpoint=chose)

@@ -13,6 +13,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+from torch import Tensor
+
 from fintune.inference.forward import EdgeModel
 from fintune.models.adapter_files import save_adapter
 from fintune.models.load import LoadedBase
@@ -36,6 +38,7 @@ from fintune.training.metrics_log import MetricsLog
 from fintune.training.numerics import describe_numerics
 from fintune.training.ranks import Ranks
 from fintune.training.resume import checkpoint_facts, find_resume_point
+from fintune.training.sharding import gather_model, is_sharded, shard_model, whole_weights
 from fintune.training.steps import StepDataset
 from fintune.training.stopping import should_stop
 from fintune.training.token_budget import memory_remedy
@@ -74,6 +77,7 @@ class TrainedRun:
         free_bytes: what was free when training began, likewise.
         by_task: mean loss, supervised weight, tokens and samples of each task; empty with one task, whose figures are
             those of the run.
+        weights: the trained parameters by name, where ``fsdp2`` has shared out the model's own; else None.
     """
 
     steps: int
@@ -96,6 +100,7 @@ class TrainedRun:
     predicted_bytes: int | None
     free_bytes: int | None
     by_task: dict[str, dict[str, float | None]]
+    weights: dict[str, Tensor] | None = None
 
 
 def train_model(
@@ -162,6 +167,9 @@ def train_model(
     steps.tokens_per_batch = budget.tokens
     if start.checkpoint is not None:
         restore_weights(model.model, start.checkpoint.path / "weights")
+    if ranks.world > 1 and recipe.distributed.strategy == "fsdp2":
+        model.fast = False  # our kernels read whole weights
+        shard_model(model.model, ranks, offload=recipe.distributed.offload_param)
     if training.sampler == "by_document":
         log.warning("training.sampler=by_document: steps draw whole groups, which is not random sampling.")
     choice = choose_memory(recipe, base, model, samples, packing, budget.tokens, budget.memory)
@@ -183,7 +191,7 @@ def train_model(
         model,
         trainer_arguments(recipe, base, run.checkpoints, total_steps),
         steps,
-        save_weights=lambda folder: _save_weights(model.model, base, folder),
+        save_weights=lambda folder, weights: _save_weights(model.model, base, folder, weights),
         validate=validate,
         checkpoint_facts=lambda: checkpoint_facts(
             fingerprint, numerics, metrics.run, guard.state, budget, start.resumed_on, meter.state() if meter else {}
@@ -222,6 +230,10 @@ def train_model(
             training.best_metric,
         )
     best_step = _load_best(trainer, model, run) if training.best_metric else None
+    weights = None
+    if is_sharded(model.model):
+        weights = whole_weights(model.model)
+        gather_model(model.model)
     model.end_training()
     return TrainedRun(
         steps=done,
@@ -244,6 +256,7 @@ def train_model(
         predicted_bytes=choice.predicted_bytes,
         free_bytes=choice.free_bytes,
         by_task=meter.totals() if meter else {},
+        weights=weights,
     )
 
 
@@ -287,8 +300,8 @@ def _full_disk_in_words(run: RunDirectory) -> Iterator[None]:
         ) from exc
 
 
-def _save_weights(model: Any, base: LoadedBase, folder: Path) -> None:
-    save_adapter(model, base.tokenizer, folder, base.files)
+def _save_weights(model: Any, base: LoadedBase, folder: Path, weights: dict[str, Tensor] | None) -> None:
+    save_adapter(model, base.tokenizer, folder, base.files, weights)
 
 
 def recompute_layers(model: Any) -> None:

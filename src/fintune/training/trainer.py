@@ -30,6 +30,7 @@ from fintune.training.checkpoints import newest_intact, rotate, staged_checkpoin
 from fintune.training.graphs import GraphedPasses
 from fintune.training.guard import REMEDY, LossGuard
 from fintune.training.ranks import Ranks
+from fintune.training.sharding import drop_gathered, is_sharded, share_out_states, whole, whole_weights
 from fintune.training.steps import StepDataset
 from fintune.training.token_budget import (
     RandomState,
@@ -45,7 +46,7 @@ from fintune.trees.plan import Step
 
 log = logging.getLogger(__name__)
 
-SaveModel = Callable[[Path], None]
+SaveModel = Callable[[Path, dict[str, Tensor] | None], None]
 
 
 class TreeTrainer(Trainer):
@@ -55,7 +56,8 @@ class TreeTrainer(Trainer):
         edge_model: the model with its tree attention.
         arguments: ``TrainingArguments``; batch size and accumulation must be 1, a step being one item.
         steps: the data set of steps.
-        save_weights: writes the trained weights (adapter and tokenizer) into a folder.
+        save_weights: writes the trained weights (adapter and tokenizer) into a folder; they are given where the model
+            has only a part of them.
         validate: returns validation metrics named ``eval_*``; None when the run does not validate.
         checkpoint_facts: returns what is written into every checkpoint's manifest.
         keep_checkpoints: newest checkpoints kept beside the best.
@@ -114,6 +116,7 @@ class TreeTrainer(Trainer):
         self.logged_tasks: dict[str, dict[str, float]] = {}
         self._step_loss, self._loss = torch.zeros(()), 0.0
         self._wishes = torch.zeros(())  # ranks that want to stop
+        self.is_sharded = is_sharded(edge_model.model)
         self._unlogged_loss = torch.zeros(())  # on the host, where the Trainer reads it without waiting for the GPU
         self._trained: list[nn.Parameter] = []
         self._is_first_step = True
@@ -203,12 +206,13 @@ class TreeTrainer(Trainer):
         """Makes gradients, losses and the wish to stop those of all ranks together."""
         if self.ranks.world == 1:
             return
-        for parameter in self._trained:
+        trained = [] if self.is_sharded else self._trained  # there the backward pass has added them up
+        for parameter in trained:
             if parameter.grad is None:  # nothing of this rank's batches reached it
                 parameter.grad = torch.zeros_like(parameter)
         wish = torch.full((1,), float(self.interrupt.received is not None), device=self.args.device)
         figures = torch.cat([self._step_loss[None], wish, self._task_losses])
-        self.ranks.add_up([*(parameter.grad for parameter in self._trained if parameter.grad is not None), figures])
+        self.ranks.add_up([*(parameter.grad for parameter in trained if parameter.grad is not None), figures])
         self._step_loss, self._wishes, self._task_losses = figures[0], figures[1], figures[2:]
 
     def _backward(self, loss: Tensor) -> None:
@@ -286,7 +290,7 @@ class TreeTrainer(Trainer):
         """The gradient norm; the last point before the update, so the guard decides here, with one synchronisation."""
         if grad_norm is None:
             grad_norm = self.accelerator.clip_grad_norm_(self._trained, math.inf)  # an infinite limit clips nothing
-        norm = torch.as_tensor(grad_norm, device=self._step_loss.device)
+        norm = torch.as_tensor(whole(grad_norm), device=self._step_loss.device)
         figures = torch.cat([torch.stack([self._step_loss, norm.float(), self._wishes.to(norm.device)]), self._task_losses])
         self.ahead.prepare(self.state.global_step + 1)  # the GPU is still computing: what follows waits for it
         self._loss, norm_value, wishes, *task_losses = figures.tolist()
@@ -341,7 +345,10 @@ class TreeTrainer(Trainer):
         if self.validate is None:
             return {}
         self.edge_model.model.eval()
-        metrics: dict[str, float] = self.ranks.from_first(self.validate() if self.ranks.is_first else {})
+        shares = self.ranks.is_first or self.is_sharded  # no process can compute with its part alone
+        metrics: dict[str, float] = self.ranks.from_first(self.validate() if shares else {})
+        if self.is_sharded:
+            drop_gathered(self.edge_model.model)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.edge_model.model.train()
@@ -362,19 +369,26 @@ class TreeTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Written by the first rank; what the others would have to add follows from seed, step and rank."""
-        if self.ranks.world > 1:
+        weights = states = None
+        if self.is_sharded:
+            weights, states = whole_weights(self.edge_model.model), whole(self.optimizer.state_dict())
+        elif self.ranks.world > 1:
             checksum = sum(float(parameter.detach().double().sum()) for parameter in self._trained)
             self.ranks.require_same("sum of the trained weights", checksum)
         if self.ranks.is_first:
-            self._write_checkpoint()
+            self._write_checkpoint(weights, states)
         self.ranks.wait()
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, weights: dict[str, Tensor] | None, states: dict[str, Any] | None) -> None:
         folder = Path(str(self.args.output_dir))
         step = self.state.global_step
         with staged_checkpoint(folder, step, self.checkpoint_facts()) as staging:
-            self.save_weights(staging / "weights")
-            self._save_optimizer_and_scheduler(str(staging))
+            self.save_weights(staging / "weights", weights)
+            if states is None:
+                self._save_optimizer_and_scheduler(str(staging))
+            else:
+                torch.save(states, staging / "optimizer.pt")
+                torch.save(self.lr_scheduler.state_dict(), staging / "scheduler.pt")
             self._save_scaler(str(staging))
             self._save_rng_state(str(staging))
             self._export_callback_states()
@@ -408,6 +422,14 @@ class TreeTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Weights are loaded by the caller, who knows whether they are an adapter or a whole model."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.is_sharded:
+            share_out_states(self.optimizer)
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Nowhere: it lies where it belongs, and parts of it that are offloaded must not be moved."""
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """The loss scale of a checkpoint, where both it and this run scale the loss; else a fresh one, or none."""
