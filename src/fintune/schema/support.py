@@ -133,6 +133,18 @@ CONFLICTS: tuple[Conflict, ...] = (
         lambda r: r.distributed.offload_param and r.distributed.strategy in ("auto", "ddp"),
     ),
     Conflict(
+        ("distributed.strategy", "model.quantization"),
+        "int8 and fp8 weights carry scales beside them, which sharing out the weights (zero3, fsdp2) would tear off.",
+        "Set model.quantization=nf4 or none, or distributed.strategy=ddp.",
+        lambda r: r.distributed.strategy in ("zero3", "fsdp2") and r.model.quantization in ("int8", "fp8"),
+    ),
+    Conflict(
+        ("distributed.strategy", "training.optimizer"),
+        "The 8-bit optimisers hold their states in blocks, which zero2, zero3 and fsdp2 cannot share out.",
+        "Set training.optimizer=adamw, whose states are shared out anyway, or distributed.strategy=ddp.",
+        lambda r: r.distributed.strategy in ("zero2", "zero3", "fsdp2") and r.training.optimizer != "adamw",
+    ),
+    Conflict(
         ("distributed.offload_optimizer", "distributed.strategy"),
         "distributed.offload_optimizer is DeepSpeed's; FSDP2 offloads optimiser states together with the weights, and "
         "ddp does not.",

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -38,12 +38,13 @@ from fintune.training.metrics_log import MetricsLog
 from fintune.training.numerics import describe_numerics
 from fintune.training.ranks import Ranks
 from fintune.training.resume import checkpoint_facts, find_resume_point
-from fintune.training.sharding import gather_model, is_sharded, shard_model, whole_weights
+from fintune.training.sharding import FsdpShards, shard_model
 from fintune.training.steps import StepDataset
 from fintune.training.stopping import should_stop
 from fintune.training.token_budget import memory_remedy
 from fintune.training.trainer import TreeTrainer
 from fintune.training.weights import restore_weights
+from fintune.training.zero import ZeroSettings, ZeroShards, require_deepspeed
 from fintune.trees.mixture import make_mixture
 from fintune.trees.plan import StepPlan
 from fintune.trees.prefix_tree import TokenSample
@@ -167,9 +168,7 @@ def train_model(
     steps.tokens_per_batch = budget.tokens
     if start.checkpoint is not None:
         restore_weights(model.model, start.checkpoint.path / "weights")
-    if ranks.world > 1 and recipe.distributed.strategy == "fsdp2":
-        model.fast = False  # our kernels read whole weights
-        shard_model(model.model, ranks, offload=recipe.distributed.offload_param)
+    sharing = _sharing(recipe, base, model, ranks)
     if training.sampler == "by_document":
         log.warning("training.sampler=by_document: steps draw whole groups, which is not random sampling.")
     choice = choose_memory(recipe, base, model, samples, packing, budget.tokens, budget.memory)
@@ -207,6 +206,7 @@ def train_model(
         meter=meter,
         ranks=ranks,
         interrupt=interrupt,
+        sharing=sharing,
     )
     metrics.trainer = trainer
     started = time.perf_counter()
@@ -229,11 +229,13 @@ def train_model(
             training.early_stopping_patience,
             training.best_metric,
         )
+    if isinstance(trainer.shards, ZeroShards):
+        trainer.shards.gather()
     best_step = _load_best(trainer, model, run) if training.best_metric else None
     weights = None
-    if is_sharded(model.model):
-        weights = whole_weights(model.model)
-        gather_model(model.model)
+    if isinstance(trainer.shards, FsdpShards):
+        weights = trainer.shards.weights()
+        trainer.shards.gather()
     model.end_training()
     return TrainedRun(
         steps=done,
@@ -258,6 +260,24 @@ def train_model(
         by_task=meter.totals() if meter else {},
         weights=weights,
     )
+
+
+def _sharing(recipe: Recipe, base: LoadedBase, model: EdgeModel, ranks: Ranks) -> FsdpShards | ZeroSettings | None:
+    """What the recipe's strategy asks for; one process by itself shares nothing out."""
+    section = recipe.distributed
+    if ranks.world == 1 or section.strategy in ("auto", "ddp"):
+        return None
+    if base.facts.needs_loss_scaling:
+        raise RunError(
+            f"distributed.strategy={section.strategy} computes in bf16 or fp32, and this GPU in fp16.",
+            "Set distributed.strategy=ddp, or model.dtype=float32.",
+        )
+    model.fast = False  # our kernels read whole weights
+    if section.strategy == "fsdp2":
+        shard_model(model.model, ranks, offload=section.offload_param)
+        return FsdpShards(model.model)
+    stage: Literal[2, 3] = 2 if section.strategy == "zero2" else 3
+    return ZeroSettings(stage, section.offload_optimizer, section.offload_param)
 
 
 @contextmanager
@@ -343,7 +363,9 @@ def _last_loss(run: RunDirectory) -> float | None:
 
 
 def require_trackers(recipe: Recipe) -> None:
-    """Fails before anything is loaded when a tracker of the recipe is not installed."""
+    """Fails before anything is loaded when a library that the recipe names is not installed."""
+    if recipe.distributed.strategy in ("zero2", "zero3"):
+        require_deepspeed()
     for name in recipe.training.tracking:
         if importlib.util.find_spec(name) is None:
             raise DependencyError(

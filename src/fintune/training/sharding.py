@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -38,17 +39,44 @@ def shard_model(model: nn.Module, ranks: Ranks, *, offload: bool) -> None:
         module.set_force_sum_reduction_for_comms(True)
 
 
-def gather_model(model: nn.Module) -> None:
-    """Makes the model whole again in every process, which can then compute by itself; ``state_dict`` would undo it."""
-    for module in _shards(model):
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
+class FsdpShards:
+    """A model under FSDP2, with what ``ZeroShards`` offers too.
 
+    Args:
+        model: sharded.
+    """
 
-def drop_gathered(model: nn.Module) -> None:
-    """Leaves each process only its part again, of layers that a forward pass without a backward one has gathered."""
-    for module in _shards(model):
-        module.reshard()
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of the whole step: each process keeps its part of their sum."""
+        torch.autograd.backward(loss)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained parameters by name, whole and on the host; every process has to ask."""
+        return {name: whole(p.detach()) for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def states(self, optimizer: Any) -> dict[str, Any]:
+        """The optimiser's ``state_dict`` as one process would have it; every process has to ask."""
+        states: dict[str, Any] = whole(optimizer.state_dict())
+        return states
+
+    def load_states(self, optimizer: Any, states: dict[str, Any]) -> None:
+        """Takes over states that ``states`` gave, or an optimiser in one process."""
+        optimizer.load_state_dict(states)
+        share_out_states(optimizer)
+
+    def gather(self) -> None:
+        """Makes the model whole in every process, which can then compute by itself; ``state_dict`` would undo it."""
+        for module in _shards(self.model):
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+
+    def drop_gathered(self) -> None:
+        """Leaves only this process's parts of layers that a forward pass without a backward one has gathered."""
+        for module in _shards(self.model):
+            module.reshard()
 
 
 def _shards(model: nn.Module) -> list[FSDPModule]:
@@ -75,11 +103,6 @@ def whole(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: whole(item) for key, item in value.items()}
     return [whole(item) for item in value] if isinstance(value, list) else value
-
-
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters by name with all their parts, on the host; every process has to ask."""
-    return {name: whole(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def part_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from fintune.training.checkpoints import newest_intact, rotate, staged_checkpoin
 from fintune.training.graphs import GraphedPasses
 from fintune.training.guard import REMEDY, LossGuard
 from fintune.training.ranks import Ranks
-from fintune.training.sharding import drop_gathered, is_sharded, share_out_states, whole, whole_weights
+from fintune.training.sharding import FsdpShards, whole
 from fintune.training.steps import StepDataset
 from fintune.training.token_budget import (
     RandomState,
@@ -41,6 +41,7 @@ from fintune.training.token_budget import (
     require_one_process,
 )
 from fintune.training.weights import restore_optimizer, restore_weights
+from fintune.training.zero import ZeroSettings, ZeroShards
 from fintune.trees.batch import TreeBatch
 from fintune.trees.plan import Step
 
@@ -73,6 +74,7 @@ class TreeTrainer(Trainer):
         ranks: the processes that share the run; each computes its batches as one alone would, and gradients are added
             up once a step. No wrapper stands around the model, so everything that is quick on one GPU stays so.
         interrupt: knows of signals, which all processes must follow at the same step.
+        sharing: how the ranks share out what one of them would hold; None: each holds everything.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class TreeTrainer(Trainer):
         meter: TaskMeter | None = None,
         ranks: Ranks | None = None,
         interrupt: InterruptCallback | None = None,
+        sharing: FsdpShards | ZeroSettings | None = None,
     ) -> None:
         self.edge_model = edge_model
         self.steps = steps
@@ -116,7 +119,8 @@ class TreeTrainer(Trainer):
         self.logged_tasks: dict[str, dict[str, float]] = {}
         self._step_loss, self._loss = torch.zeros(()), 0.0
         self._wishes = torch.zeros(())  # ranks that want to stop
-        self.is_sharded = is_sharded(edge_model.model)
+        self.sharing = sharing
+        self.shards: FsdpShards | ZeroShards | None = sharing if isinstance(sharing, FsdpShards) else None
         self._unlogged_loss = torch.zeros(())  # on the host, where the Trainer reads it without waiting for the GPU
         self._trained: list[nn.Parameter] = []
         self._is_first_step = True
@@ -185,6 +189,7 @@ class TreeTrainer(Trainer):
         graphs = self._graphs()
         if graphs is not None:
             graphs.start()
+        called = self.shards.engine if isinstance(self.shards, ZeroShards) else model
         for number in range(len(step.batches)):
             try:
                 batch = step.batches[number]
@@ -192,7 +197,7 @@ class TreeTrainer(Trainer):
                     loss, losses = graphs.add(batch, scale)
                     self._note_tasks(step, number, losses)
                 else:
-                    loss = self._batch_loss(step, number, model) * scale
+                    loss = self._batch_loss(step, number, called) * scale
                     self._backward(loss)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -206,7 +211,7 @@ class TreeTrainer(Trainer):
         """Makes gradients, losses and the wish to stop those of all ranks together."""
         if self.ranks.world == 1:
             return
-        trained = [] if self.is_sharded else self._trained  # there the backward pass has added them up
+        trained = [] if self.shards is not None else self._trained  # there the backward pass has added them up
         for parameter in trained:
             if parameter.grad is None:  # nothing of this rank's batches reached it
                 parameter.grad = torch.zeros_like(parameter)
@@ -216,7 +221,9 @@ class TreeTrainer(Trainer):
         self._step_loss, self._wishes, self._task_losses = figures[0], figures[1], figures[2:]
 
     def _backward(self, loss: Tensor) -> None:
-        if getattr(self.accelerator, "scaler", None) is None:
+        if self.shards is not None:
+            self.shards.backward(loss)
+        elif getattr(self.accelerator, "scaler", None) is None:
             torch.autograd.backward(loss)
         else:
             self.accelerator.backward(loss)
@@ -227,6 +234,8 @@ class TreeTrainer(Trainer):
         Raises:
             RunError: nothing is left to be had.
         """
+        if self.shards is not None:  # the others compute the same layer of another batch
+            require_one_process(step.number + 1, self.ranks.world)
         model.zero_grad(set_to_none=True)
         self._is_graphed = self._recorded = None  # graphs hold memory, and compute as they were recorded
         release_memory()
@@ -278,17 +287,24 @@ class TreeTrainer(Trainer):
         """Recorded passes where the model and the run suit them; decided once all is on its device."""
         if self._is_graphed is None:
             scaler = getattr(self.accelerator, "scaler", None)
-            self._is_graphed = self.may_record and scaler is None and self.steps.packing != "none"
+            alone = scaler is None and self.shards is None and self.steps.packing != "none"
+            self._is_graphed = self.may_record and alone
             if self._is_graphed and GraphedPasses.suits(self.edge_model):
                 self._recorded = GraphedPasses(self.edge_model)
         return self._recorded
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if isinstance(self.shards, ZeroShards):
+            return None  # DeepSpeed does
         return self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
         """The gradient norm; the last point before the update, so the guard decides here, with one synchronisation."""
-        if grad_norm is None:
+        if isinstance(self.shards, ZeroShards):
+            if (fault := self.guard.fault(float(self._step_loss), 0.0)) is not None:
+                self._skip_update(model, self.state.global_step + 1, fault)
+            grad_norm = self.shards.update()
+        elif grad_norm is None:
             grad_norm = self.accelerator.clip_grad_norm_(self._trained, math.inf)  # an infinite limit clips nothing
         norm = torch.as_tensor(whole(grad_norm), device=self._step_loss.device)
         figures = torch.cat([torch.stack([self._step_loss, norm.float(), self._wishes.to(norm.device)]), self._task_losses])
@@ -307,6 +323,8 @@ class TreeTrainer(Trainer):
         return float(norm_value)
 
     def _skip_update(self, model: nn.Module, step: int, fault: str) -> None:
+        if isinstance(self.shards, ZeroShards):
+            raise RunError(f"Step {step}: {fault}, and DeepSpeed cannot leave out an update.", REMEDY)
         log.warning("Step %d: %s; its update is skipped.", step, fault)
         # Without gradients AdamW does nothing at all. A GradScaler has looked at them already, so it does not mind.
         model.zero_grad(set_to_none=True)
@@ -345,10 +363,10 @@ class TreeTrainer(Trainer):
         if self.validate is None:
             return {}
         self.edge_model.model.eval()
-        shares = self.ranks.is_first or self.is_sharded  # no process can compute with its part alone
+        shares = self.ranks.is_first or self.shards is not None  # no process can compute with its part alone
         metrics: dict[str, float] = self.ranks.from_first(self.validate() if shares else {})
-        if self.is_sharded:
-            drop_gathered(self.edge_model.model)
+        if self.shards is not None:
+            self.shards.drop_gathered()
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.edge_model.model.train()
@@ -370,8 +388,8 @@ class TreeTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Written by the first rank; what the others would have to add follows from seed, step and rank."""
         weights = states = None
-        if self.is_sharded:
-            weights, states = whole_weights(self.edge_model.model), whole(self.optimizer.state_dict())
+        if self.shards is not None:
+            weights, states = self.shards.weights(), self.shards.states(self.optimizer)
         elif self.ranks.world > 1:
             checksum = sum(float(parameter.detach().double().sum()) for parameter in self._trained)
             self.ranks.require_same("sum of the trained weights", checksum)
@@ -424,9 +442,29 @@ class TreeTrainer(Trainer):
         """Weights are loaded by the caller, who knows whether they are an adapter or a whole model."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.is_sharded:
-            share_out_states(self.optimizer)
+        if self.shards is None or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        states, schedule = (
+            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+            for name in ("optimizer.pt", "scheduler.pt")
+        )
+        self.shards.load_states(self.optimizer, states)
+        self.lr_scheduler.load_state_dict(schedule)
+
+    def create_optimizer(self, *arguments: Any, **options: Any) -> Any:
+        """The Trainer's own, under DeepSpeed where the run shares out its states."""
+        super().create_optimizer(*arguments, **options)
+        if isinstance(self.sharing, ZeroSettings) and self.shards is None:
+            limit = float(self.args.max_grad_norm)
+            self.shards = ZeroShards(self.edge_model.model, self.optimizer, self.ranks, self.sharing, limit)
+            self.optimizer = self.shards
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's own; under DeepSpeed it sets the learning rate of the AdamW within."""
+        inner = self.shards.inner if isinstance(self.shards, ZeroShards) else optimizer
+        return super().create_scheduler(num_training_steps, inner)
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         """Nowhere: it lies where it belongs, and parts of it that are offloaded must not be moved."""
