@@ -41,8 +41,8 @@ def launch(count: int, arguments: Sequence[str], *, gpus: bool) -> int:
     Raises:
         RunError: there are fewer GPUs, or a process was killed.
     """
+    from torch._C._distributed_c10d import TCPStore
     from torch.cuda import device_count
-    from torch.distributed import TCPStore
 
     if gpus and device_count() < count:
         raise RunError(f"--gpus {count} was asked for, but this machine has {device_count()}.", "Ask for fewer.")
@@ -66,7 +66,9 @@ def launch(count: int, arguments: Sequence[str], *, gpus: bool) -> int:
         speaker = int(store.get(FAILED).split(b":")[0])
         return codes[speaker] if codes[speaker] > 0 else 1
     number = next(rank for rank, code in enumerate(codes) if code)
-    raise RunError(f"Process {number} of {count} ended with {_in_words(codes[number])}; the others were stopped.", AGAIN)
+    raise RunError(
+        f"Process {number} of {count} ended with {_in_words(codes[number])}; the others were stopped.", AGAIN
+    )
 
 
 def _variables(rank: int, count: int, port: int) -> dict[str, str]:

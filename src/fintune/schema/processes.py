@@ -44,7 +44,9 @@ def this_process(environment: Mapping[str, str] | None = None) -> Processes:
     found = os.environ if environment is None else environment
     if "WORLD_SIZE" not in found:
         found = slurm_variables(found)
-    words = {name: found.get(name, default) for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))}
+    words = {
+        name: found.get(name, default) for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+    }
     try:
         rank, local_rank, world = (int(word) for word in words.values())
     except ValueError:

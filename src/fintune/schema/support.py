@@ -128,7 +128,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     ),
     Conflict(
         ("distributed.offload_param", "distributed.strategy"),
-        "distributed.offload_param needs a strategy that shares out the weights; with ddp every process holds them all.",
+        "distributed.offload_param needs a strategy that shares out the weights; with ddp each process holds all.",
         "Set distributed.strategy=fsdp2 or zero3, or take distributed.offload_param out.",
         lambda r: r.distributed.offload_param and r.distributed.strategy in ("auto", "ddp"),
     ),

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from fintune.models.foreign import first_line
 from fintune.schema.errors import FintuneError, RunError, SaidElsewhere
@@ -93,7 +94,7 @@ class Ranks:
         """
         if (first := self.from_first(value)) != json.loads(json.dumps(value)):
             raise RunError(
-                f"Process {self.me.rank} of {self.world} sees another {name} than the first: {value} instead of {first}.",
+                f"Process {self.me.rank} of {self.world} sees another {name} than the first: {value}, not {first}.",
                 "Give all machines the same files, caches and library versions, and a shared run directory.",
             )
 
@@ -105,7 +106,7 @@ class Ranks:
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             with self._lost_in_words():
                 dist.all_reduce(flat)
-            parts = flat.split([tensor.numel() for tensor in bucket])
+            parts = torch.split(flat, [tensor.numel() for tensor in bucket])
             torch._foreach_copy_(list(bucket), [part.view_as(own) for part, own in zip(parts, bucket, strict=True)])
 
     @contextmanager
@@ -116,7 +117,7 @@ class Ranks:
             if isinstance(exc, torch.OutOfMemoryError):
                 raise
             raise RunError(
-                f"Another of the {self.world} processes of this run has gone, or cannot be reached ({first_line(exc)}).",
+                f"Another of the {self.world} processes has gone, or cannot be reached ({first_line(exc)}).",
                 AGAIN,
             ) from exc
 
@@ -163,7 +164,7 @@ def _meet(me: Processes) -> Ranks:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else accelerate chooses, and says so in each process
     device = _take_device(me)
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=MEETING))
+        store, _, _ = next(rendezvous("env://", timeout=MEETING))
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=me.rank, world_size=me.world, timeout=WAITING)
         waiting = dist.new_group(backend="gloo", timeout=WAITING)

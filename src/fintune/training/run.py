@@ -177,7 +177,8 @@ def train_model(
         model.memory = choice.memory
     elif training.gradient_checkpointing:
         recompute_layers(model.model)
-    metrics = MetricsCallback(MetricsLog(run.metrics if ranks.is_first else run.rank_metrics(ranks.me.rank), start.step), plan.steps_per_epoch)
+    lines = run.metrics if ranks.is_first else run.rank_metrics(ranks.me.rank)
+    metrics = MetricsCallback(MetricsLog(lines, start.step), plan.steps_per_epoch)
     metrics.run, metrics.resumed_on = start.totals, start.change
     guard = LossGuard(training.loss_spike, training.rollback_after)
     guard.state = start.guard

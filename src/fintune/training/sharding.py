@@ -30,7 +30,7 @@ def shard_model(model: nn.Module, ranks: Ranks, *, offload: bool) -> None:
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
     mesh = init_device_mesh(ranks.device, (ranks.world,))
-    policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    policy = CPUOffloadPolicy(pin_memory=ranks.device == "cuda") if offload else OffloadPolicy()
     for layer in _decoder_layers(model):
         fully_shard(layer, mesh=mesh, offload_policy=policy)
     fully_shard(model, mesh=mesh, offload_policy=policy)
@@ -85,10 +85,10 @@ def _shards(model: nn.Module) -> list[FSDPModule]:
 
 def _decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The longest list of modules: the decoder layers of every architecture at hand."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     if not lists:
         raise ModelError(f"{type(model).__name__} has no list of layers to share out.", "Set distributed.strategy=ddp.")
-    return list(max(lists, key=len))
+    return max(lists, key=len)
 
 
 def is_sharded(model: nn.Module) -> bool:

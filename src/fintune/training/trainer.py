@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from fintune.inference.forward import EdgeModel
 from fintune.models.fast_layers import Memory
@@ -26,9 +26,10 @@ from fintune.schema.errors import RunError
 from fintune.training.ahead import StepsAhead
 from fintune.training.by_task import TASK_LOSS, TaskMeter
 from fintune.training.callbacks import InterruptCallback
-from fintune.training.checkpoints import newest_intact, rotate, staged_checkpoint
+from fintune.training.checkpoints import newest_intact
 from fintune.training.graphs import GraphedPasses
 from fintune.training.guard import REMEDY, LossGuard
+from fintune.training.kept_trainer import KeptTrainer, SaveModel
 from fintune.training.ranks import Ranks
 from fintune.training.sharding import FsdpShards, whole
 from fintune.training.steps import StepDataset
@@ -47,10 +48,8 @@ from fintune.trees.plan import Step
 
 log = logging.getLogger(__name__)
 
-SaveModel = Callable[[Path, dict[str, Tensor] | None], None]
 
-
-class TreeTrainer(Trainer):
+class TreeTrainer(KeptTrainer):
     """Runs a ``StepDataset``.
 
     Args:
@@ -186,6 +185,7 @@ class TreeTrainer(Trainer):
         scale = 1 / step.total_weight if step.total_weight else 0.0
         total = torch.zeros((), device=self.args.device)
         self._task_losses = torch.zeros(self.steps.n_tasks, device=self.args.device)
+        self._wishes = torch.zeros((), device=self.args.device)
         graphs = self._graphs()
         if graphs is not None:
             graphs.start()
@@ -307,7 +307,7 @@ class TreeTrainer(Trainer):
         elif grad_norm is None:
             grad_norm = self.accelerator.clip_grad_norm_(self._trained, math.inf)  # an infinite limit clips nothing
         norm = torch.as_tensor(whole(grad_norm), device=self._step_loss.device)
-        figures = torch.cat([torch.stack([self._step_loss, norm.float(), self._wishes.to(norm.device)]), self._task_losses])
+        figures = torch.cat([torch.stack([self._step_loss, norm.float(), self._wishes]), self._task_losses])
         self.ahead.prepare(self.state.global_step + 1)  # the GPU is still computing: what follows waits for it
         self._loss, norm_value, wishes, *task_losses = figures.tolist()
         self.interrupt.agreed = wishes > 0 if self.ranks.world > 1 else None
@@ -384,99 +384,6 @@ class TreeTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         return None
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Written by the first rank; what the others would have to add follows from seed, step and rank."""
-        weights = states = None
-        if self.shards is not None:
-            weights, states = self.shards.weights(), self.shards.states(self.optimizer)
-        elif self.ranks.world > 1:
-            checksum = sum(float(parameter.detach().double().sum()) for parameter in self._trained)
-            self.ranks.require_same("sum of the trained weights", checksum)
-        if self.ranks.is_first:
-            self._write_checkpoint(weights, states)
-        self.ranks.wait()
-
-    def _write_checkpoint(self, weights: dict[str, Tensor] | None, states: dict[str, Any] | None) -> None:
-        folder = Path(str(self.args.output_dir))
-        step = self.state.global_step
-        with staged_checkpoint(folder, step, self.checkpoint_facts()) as staging:
-            self.save_weights(staging / "weights", weights)
-            if states is None:
-                self._save_optimizer_and_scheduler(str(staging))
-            else:
-                torch.save(states, staging / "optimizer.pt")
-                torch.save(self.lr_scheduler.state_dict(), staging / "scheduler.pt")
-            self._save_scaler(str(staging))
-            self._save_rng_state(str(staging))
-            self._export_callback_states()
-            self.state.save_to_json(str(staging / "trainer_state.json"))
-        self.rotate_checkpoints()
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Random states, where they do not follow from seed, step and rank."""
-        if self.ranks.world == 1:
-            super()._save_rng_state(output_dir)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Likewise; what a run of several processes left has none, and dropout then draws new masks."""
-        if self.ranks.world == 1:
-            super()._load_rng_state(checkpoint)
-
-    def rotate_checkpoints(self) -> None:
-        """Deletes old checkpoints, but none that a rollback may soon need."""
-        if self.ranks.is_first and not self.guard.state.unproven:
-            folder, best = Path(str(self.args.output_dir)), self.state.best_global_step
-            rotate(folder, self.keep_checkpoints, self.save_steps, best)
-
-    def _export_callback_states(self) -> None:
-        from transformers.trainer_callback import ExportableState
-
-        exported: Any = self.state.stateful_callbacks
-
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                exported[type(callback).__name__] = callback.state()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Weights are loaded by the caller, who knows whether they are an adapter or a whole model."""
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self.shards is None or checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        states, schedule = (
-            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
-            for name in ("optimizer.pt", "scheduler.pt")
-        )
-        self.shards.load_states(self.optimizer, states)
-        self.lr_scheduler.load_state_dict(schedule)
-
-    def create_optimizer(self, *arguments: Any, **options: Any) -> Any:
-        """The Trainer's own, under DeepSpeed where the run shares out its states."""
-        super().create_optimizer(*arguments, **options)
-        if isinstance(self.sharing, ZeroSettings) and self.shards is None:
-            limit = float(self.args.max_grad_norm)
-            self.shards = ZeroShards(self.edge_model.model, self.optimizer, self.ranks, self.sharing, limit)
-            self.optimizer = self.shards
-        return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The Trainer's own; under DeepSpeed it sets the learning rate of the AdamW within."""
-        inner = self.shards.inner if isinstance(self.shards, ZeroShards) else optimizer
-        return super().create_scheduler(num_training_steps, inner)
-
-    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        """Nowhere: it lies where it belongs, and parts of it that are offloaded must not be moved."""
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        """The loss scale of a checkpoint, where both it and this run scale the loss; else a fresh one, or none."""
-        if getattr(self.accelerator, "scaler", None) is None:
-            return
-        try:
-            super()._load_scaler(checkpoint)
-        except (RuntimeError, KeyError) as exc:
-            log.warning("The loss scale of %s cannot be used (%s); it starts afresh.", checkpoint, exc)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

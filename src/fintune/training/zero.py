@@ -91,6 +91,7 @@ class ZeroShards:
         self._steps = 0
         if ranks.device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # by DeepSpeed's hooks
         with _quietly():
             import deepspeed
 
@@ -173,16 +174,22 @@ class ZeroShards:
         with _quietly():
             self.engine.destroy()
         for parameter, value in zip(parameters, whole, strict=True):
+            for mark in [name for name in vars(parameter) if name.startswith("ds_")]:
+                delattr(parameter, mark)  # by which DeepSpeed would gather it once more
             parameter.data = value
+        for module in self.model.modules():
+            module._parameters = dict(module._parameters)
+        for hook in (self.engine.module_forward_pre_hook, self.engine.module_forward_post_hook):
+            hook.remove()
 
     @contextmanager
     def _gathered(self, parameters: list[nn.Parameter]) -> Iterator[None]:
         if self.settings.stage < 3:
             yield
             return
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with _quietly(), GatheredParameters(parameters):
+        with _quietly(), deepspeed.zero.GatheredParameters(parameters):
             yield
 
 
