@@ -62,15 +62,15 @@ def test_a_killed_process_ends_the_run_in_one_sentence_and_it_goes_on_as_two_and
     assert "processes 2 -> 1" in (fewer / "metrics.jsonl").read_text()
 
 
-def test_one_goes_on_as_two_with_the_same_samples(base, one, tmp_path):
+def test_one_goes_on_as_two_and_two_stop_after_the_same_step(base, one, tmp_path):
     changes = (*TEN, "training.tokens_per_batch=150")
-    ended = train(base, tmp_path / "run", *changes, processes=1, mishap="0:5:interrupt")
-    assert ended.code == 0  # a process by itself is not launched, and has no mishap
-    place = tmp_path / "again"
-    assert train(base, place, *changes, mishap="1:5:interrupt").code == 130
-    assert losses(place) == pytest.approx(losses(one)[:6], abs=1e-5)  # both stopped after the same step
-    assert train(base, place, *changes, processes=1).code == 0
-    assert losses(place) == pytest.approx(losses(one), abs=1e-5)
+    assert train(base, tmp_path / "run", *changes, processes=1, mishap="0:3:interrupt").code == 130
+    assert len(losses(tmp_path / "run")) == 4
+    ended = train(base, tmp_path / "run", *changes, mishap="1:6:interrupt")  # only one of them has the signal
+    assert ended.code == 130 and ended.error.count("error:") == 1, ended.error
+    assert losses(tmp_path / "run") == pytest.approx(losses(one)[:7], abs=1e-5)
+    assert train(base, tmp_path / "run", *changes).code == 0
+    assert losses(tmp_path / "run") == pytest.approx(losses(one), abs=1e-5)
 
 
 @pytest.mark.parametrize(("what", "code", "words"), [("error", 2, "The planted error came."), ("memory", 1, "planted")])

@@ -13,6 +13,7 @@ import typer
 from fintune.cli.comparing import compare
 from fintune.cli.data_commands import data_app
 from fintune.cli.estimating import estimate
+from fintune.cli.launching import Gpus, ProcessCount, share_out
 from fintune.cli.output import Output
 from fintune.cli.own_options import TableOptions, takes_table
 from fintune.cli.predicting import (
@@ -111,25 +112,18 @@ def train(
     require_licence: RequireLicence = None,
     output_dir: OutputDir = None,
     resume: Resume = True,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, help="Train in this many processes on this machine, one per GPU.")
-    ] = None,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="The same without asking for GPUs; for tests on the CPU.", hidden=True)
-    ] = None,
+    gpus: Gpus = None,
+    processes: ProcessCount = None,
     quiet: Quiet = False,
 ) -> None:
     """Train what a recipe describes, or on a table of your own; measure it and write the report."""
-    from fintune.launch import is_launched, launch
-
     words = list(overrides or ())
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
         words.insert(0, recipe)
         recipe = None
     if recipe is None and table.data is None:
         raise typer.BadParameter("Name a recipe, or give --data with --text and --label.")
-    if (count := gpus or processes or 1) > 1 and not is_launched():
-        raise typer.Exit(launch(count, context.obj.arguments, gpus=gpus is not None))
+    share_out(context.obj, gpus, processes)
     keys = {"model.base": model, "data.class_weights": class_weights, "data.require_licence": require_licence}
     words = [f"{key}={value}" for key, value in keys.items() if value is not None] + words
     _train(context.obj, recipe, words, output_dir, resume, quiet, table=table)
