@@ -44,9 +44,7 @@ def train(
     resume: bool = True,
     progress: bool = True,
 ) -> TrainingOutcome:
-    """Runs a recipe, or trains on a table of your own: data, training, evaluation, report.
-
-    Under torchrun, Slurm or ``accelerate launch`` the processes share the run, and each gets the outcome.
+    """Runs a recipe, or trains on a table of your own; processes that a launcher has started share the run.
 
     Args:
         recipe: name of a shipped recipe, path to a YAML file or run directory, a mapping, or a ``Recipe``. With

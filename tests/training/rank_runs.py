@@ -33,7 +33,8 @@ class Ended:
 def start_command(program: list[str], **environment: str) -> Ended:
     """Runs a Python program with the tests' modules at hand; kills it and all it started when it takes too long."""
     kept = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    kept |= {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    places = [str(ROOT / "src"), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    kept |= {"PYTHONPATH": os.pathsep.join(filter(None, places)), "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, *program],

@@ -29,9 +29,16 @@ def one(base, tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize("budget", [150, 5000], ids=["uneven batches", "the second has fillers only"])
-def test_two_processes_follow_one(base, one, tmp_path, budget):
-    ended = train(base, tmp_path / "two", *TEN, f"training.tokens_per_batch={budget}")
+def test_a_process_with_fillers_only_changes_nothing(base, tmp_path):
+    changes = ("training.max_steps=4", "training.samples_per_step=1")
+    for place, processes in (("one", 1), ("two", 2)):
+        assert train(base, tmp_path / place, *changes, processes=processes).code == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    require_equal(adapter(tmp_path / "two"), adapter(tmp_path / "one"), atol=1e-5)
+
+
+def test_two_processes_follow_one_on_uneven_batches(base, one, tmp_path):
+    ended = train(base, tmp_path / "two", *TEN, "training.tokens_per_batch=150")
     assert ended.code == 0, ended.error
     assert len(losses(one)) == 10
     assert losses(tmp_path / "two") == pytest.approx(losses(one), abs=1e-5)

@@ -141,7 +141,7 @@ def make_step(
         n_tasks: tasks of the whole run.
         number: which step of the run it is.
     """
-    packed = pack_with_members(samples, packing, budget, buckets=buckets)
+    packed = pack_with_members(samples, packing, budget, buckets=buckets, world=world)
     batches = [one.batch for one in packed]
     total_weight = sum(batch.weight for batch in batches)
     mine = batches[rank::world]
