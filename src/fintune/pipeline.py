@@ -59,12 +59,12 @@ def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool, ranks: Rank
     Raises:
         RunError: the directory holds a run of another recipe, data set or base.
     """
-    from fintune.training.run import TrainedRun, require_trackers, train_model
+    from fintune.training.run import TrainedRun, require_libraries, train_model
 
     started = time.perf_counter()
     ranks = ranks or Ranks()
     progress = progress and ranks.is_first
-    require_trackers(recipe)
+    require_libraries(recipe, ranks.world)
     require_same_recipe(run, recipe, resolved=False)
     session = Session.open(recipe, training=True, progress=progress, ranks=ranks)
     require_same_recipe(run, session.recipe, resolved=True)

@@ -100,9 +100,7 @@ def train(
     table: TableOptions,
     recipe: Annotated[
         str | None,
-        typer.Argument(
-            metavar="RECIPE", help="Name of a shipped recipe, or path to your own; with --data the quickstart's."
-        ),
+        typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or your own's path; with --data: quickstart."),
     ] = None,
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Another base model than the recipe's.")] = None,

@@ -47,8 +47,8 @@ class KeptTrainer(Trainer):
         if self.shards is not None:
             weights, states = self.shards.weights(), self.shards.states(self.optimizer)
         elif self.ranks.world > 1:
-            checksum = sum(float(parameter.detach().double().sum()) for parameter in self._trained)
-            self.ranks.require_same("sum of the trained weights", checksum)
+            sums = torch.stack([parameter.detach().double().sum() for parameter in self._trained])
+            self.ranks.require_same("sum of the trained weights", float(sums.sum()))
         if self.ranks.is_first:
             self._write_checkpoint(weights, states)
         self.ranks.wait()

@@ -363,9 +363,9 @@ def _last_loss(run: RunDirectory) -> float | None:
     return next((row["loss"] for row in reversed(run.read_history()) if row.get("loss") is not None), None)
 
 
-def require_trackers(recipe: Recipe) -> None:
+def require_libraries(recipe: Recipe, processes: int) -> None:
     """Fails before anything is loaded when a library that the recipe names is not installed."""
-    if recipe.distributed.strategy in ("zero2", "zero3"):
+    if processes > 1 and recipe.distributed.strategy in ("zero2", "zero3"):
         require_deepspeed()
     for name in recipe.training.tracking:
         if importlib.util.find_spec(name) is None:
