@@ -44,7 +44,7 @@ def train(
     resume: bool = True,
     progress: bool = True,
 ) -> TrainingOutcome:
-    """Runs a recipe, or trains on a table of your own: data, training, evaluation, report.
+    """Runs a recipe, or trains on a table of your own; processes that a launcher has started share the run.
 
     Args:
         recipe: name of a shipped recipe, path to a YAML file or run directory, a mapping, or a ``Recipe``. With
@@ -63,15 +63,20 @@ def train(
         FintuneError: one sentence saying what is wrong, with the remedy.
     """
     from fintune.pipeline import run_recipe
+    from fintune.training.rank_log import rank_logged
+    from fintune.training.ranks import joined
 
     loaded = _recipe(recipe, data, {"text": text, "label": label, **(table or {})}, overrides)
     place = Path(output_dir or loaded.output_dir or Path("runs") / loaded.name)
-    if not resume:
-        place = _unused(place)
-    if data is not None and not isinstance(data, (str, Path)):
-        file = _saved_frame(data, place)
-        loaded = load_recipe(loaded, [f"data.tasks.0.source={json.dumps(str(file))}"])
-    return run_recipe(loaded, RunDirectory(place), progress=progress)
+    with joined() as ranks:
+        if not resume:
+            place = Path(ranks.from_first(str(_unused(place))))
+        if data is not None and not isinstance(data, (str, Path)):
+            with ranks.first_goes_first():
+                file = _saved_frame(data, place)
+            loaded = load_recipe(loaded, [f"data.tasks.0.source={json.dumps(str(file))}"])
+        with rank_logged(RunDirectory(place), ranks):
+            return run_recipe(loaded, RunDirectory(place), progress=progress, ranks=ranks)
 
 
 def _saved_frame(frame: pd.DataFrame, folder: Path) -> Path:

@@ -28,7 +28,7 @@ class Check:
 
 def run_checks() -> list[Check]:
     """All checks. Nothing is downloaded and no model is loaded."""
-    return [_python(), *_libraries(), _memory(), _gpu(), _embedded_model(), _cache(), _hub()]
+    return [_python(), *_libraries(), _memory(), _gpu(), _several_processes(), _embedded_model(), _cache(), _hub()]
 
 
 def _python() -> Check:
@@ -86,6 +86,28 @@ def _gpu() -> Check:
     dtype = "bf16" if capability >= (8, 0) else "fp16 with loss scaling"
     detail = f"{name}, {free_gib:.1f} GiB of {total_gib:.1f} GiB free, compute capability"
     return Check("gpu", True, f"{detail} {capability[0]}.{capability[1]}: {dtype}")
+
+
+def _several_processes() -> Check:
+    """GPUs, what starts a process on each, and what they can share out."""
+    try:
+        import torch
+        import torch.distributed as dist
+
+        gpus = torch.cuda.device_count()
+        backends = [
+            name for name, there in (("nccl", dist.is_nccl_available), ("gloo", dist.is_gloo_available)) if there()
+        ]
+    except Exception as error:
+        return Check("processes", None, f"one only: {_first_line(error)}")
+    launchers = [name for name in ("torchrun", "srun", "accelerate") if shutil.which(name)]
+    zero = library_version("deepspeed")
+    strategies = ["ddp", "fsdp2", *(["zero2", "zero3"] if zero else [])]
+    detail = (
+        f"{gpus} GPUs; launchers: fintune --gpus, {', '.join(launchers)}; backends: {', '.join(backends)}; strategies: "
+        f"{', '.join(strategies)}" + ("" if zero else " (zero2 and zero3 need fintune[deepspeed])")
+    )
+    return Check("processes", None, detail)
 
 
 def _embedded_model() -> Check:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Collection
@@ -22,7 +21,7 @@ from fintune.evaluation.confidence import save_validation
 from fintune.inference.forward import EdgeModel
 from fintune.models.adapter_files import load_adapter, read_adapter_info, require_same_base, save_adapter
 from fintune.models.adapters import attach_adapter, count_parameters, trainable_parameters_line
-from fintune.schema.errors import DataError, RecipeError, RunError
+from fintune.schema.errors import DataError, RunError
 from fintune.schema.example import Example
 from fintune.schema.loading import save_recipe
 from fintune.schema.outcomes import TrainingOutcome
@@ -40,6 +39,7 @@ from fintune.session import Session
 from fintune.tasks.registry import task_of
 from fintune.tasks.selection import balanced_weights
 from fintune.training.identity import require_same_recipe, run_fingerprint
+from fintune.training.ranks import Ranks
 from fintune.trees.chat import EncodedSet, encode_all
 from fintune.trees.plan import group_numbers, numbered
 from fintune.trees.prefix_tree import TokenSample
@@ -47,32 +47,34 @@ from fintune.trees.prefix_tree import TokenSample
 log = logging.getLogger(__name__)
 
 
-def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> TrainingOutcome:
+def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool, ranks: Ranks | None = None) -> TrainingOutcome:
     """Trains, evaluates and reports into ``run``, going on from whatever is already there.
+
+    Args:
+        recipe: what to do.
+        run: where it is done.
+        progress: show progress on standard error.
+        ranks: the processes that share the run; the first writes and evaluates while the others wait. None: this one.
 
     Raises:
         RunError: the directory holds a run of another recipe, data set or base.
     """
-    from fintune.training.run import TrainedRun, train_model
-    from fintune.training.trackers import require_trackers
+    from fintune.training.run import TrainedRun, require_libraries, train_model
 
     started = time.perf_counter()
-    _require_one_process()
-    require_trackers(recipe)
+    ranks = ranks or Ranks()
+    progress = progress and ranks.is_first
+    require_libraries(recipe, ranks.world)
     require_same_recipe(run, recipe, resolved=False)
-    session = Session.open(recipe, training=True, progress=progress)
+    session = Session.open(recipe, training=True, progress=progress, ranks=ranks)
     require_same_recipe(run, session.recipe, resolved=True)
-    with writing(run.path):
-        run.path.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(run)
-    save_recipe(session.recipe, run.recipe)
-    write_json(run.environment, describe_environment())
-    write_json(run.data_report, {"tasks": [report.model_dump(mode="json") for report in session.data.quality]})
-
+    ranks.wait()  # before anything is written
+    if ranks.is_first:
+        _describe_run(session, run)
     train_set = _encoded_training_set(session)
-    is_trained = run.adapter.is_dir()
+    is_trained: bool = ranks.from_first(run.adapter.is_dir())
     facts = _known_facts(run) if is_trained else {}
-    base_records = _base_records(session, run)
+    base_records = _base_records(session, run) if ranks.is_first else []
     if is_trained:
         log.warning("%s is trained already; its adapter is evaluated.", run.path)
         model = session.edge_model(load_adapter(session.base, run.adapter))
@@ -96,13 +98,34 @@ def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> Training
             validate=(lambda: scorer.validation_metrics(validation)) if _validates(session) else None,
             fingerprint=run_fingerprint(session.recipe, train_set, session.base.files.content_hash),
             progress=progress,
+            ranks=ranks,
         )
-        facts |= _training_facts(trained)
-        write_json(run.facts, facts)
-        _save_result(session, model, run)
+        facts |= _training_facts(trained) | {"processes": ranks.world}
+        if ranks.is_first:
+            write_json(run.facts, facts)
+            _save_result(session, model, run, trained.weights)
+    if not ranks.is_first:
+        ranks.wait()  # for the evaluation
+        return TrainingOutcome(run.path, run.adapter, run.read_results(), _written_report(run), facts)
     results = _evaluate_run(session, model, base_records, run, train_set, started)
     report = write_run_report(run, session.recipe) if session.recipe.report.enabled else None
+    ranks.wait()
     return TrainingOutcome(run.path, run.adapter, results, report, facts)
+
+
+def _written_report(run: RunDirectory) -> Path | None:
+    page = run.path / "report.html"
+    return page if page.is_file() else None
+
+
+def _describe_run(session: Session, run: RunDirectory) -> None:
+    """What is known before anything is computed: recipe, environment, data."""
+    with writing(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(run)
+    save_recipe(session.recipe, run.recipe)
+    write_json(run.environment, describe_environment())
+    write_json(run.data_report, {"tasks": [report.model_dump(mode="json") for report in session.data.quality]})
 
 
 def evaluate_recipe(
@@ -241,16 +264,12 @@ def _training_samples(session: Session, train_set: EncodedSet) -> list[TokenSamp
     return [e.training_sample(i, weights[i]) for i, e in enumerate(train_set.encoded)]
 
 
-def _require_one_process() -> None:
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise RecipeError("Training on several GPUs is not supported yet.", "Start one process, without torchrun.")
-
-
-def _save_result(session: Session, model: EdgeModel, run: RunDirectory) -> None:
+def _save_result(session: Session, model: EdgeModel, run: RunDirectory, weights: dict[str, Any] | None) -> None:
     """The adapter with tokenizer and recipe, so that it can be moved away from its run and still be used rightly."""
     try:
         with tempfile.TemporaryDirectory(dir=run.path, prefix=".adapter-") as aside:
-            place = save_adapter(model.model, session.base.tokenizer, Path(aside) / "adapter", session.base.files)
+            files = session.base.files
+            place = save_adapter(model.model, session.base.tokenizer, Path(aside) / "adapter", files, weights)
             save_recipe(session.recipe, RunDirectory(place).recipe)
             chose = session.recipe.training.best_metric is not None
             save_validation(place, _validation_records(session, model), chose_checkpoint=chose)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -27,12 +26,15 @@ from fintune.inference.progress import tracking
 from fintune.inference.vllm_engine import VllmModel, open_vllm, require_vllm
 from fintune.models.adapter_files import read_adapter_info
 from fintune.models.load import LoadedBase, load_base
+from fintune.models.locate import locate_base
 from fintune.schema.example import Example
+from fintune.schema.processes import this_process
 from fintune.schema.recipe import Packing, Recipe
 from fintune.schema.results import Comparison, DocumentRecord, EvaluationResults, TaskResult
 from fintune.tasks.base import LoadedTask, Task
 from fintune.tasks.shots import with_shots
 from fintune.training.identity import hash_of
+from fintune.training.ranks import Ranks
 from fintune.trees.chat import ChatFormat
 
 if TYPE_CHECKING:
@@ -64,15 +66,18 @@ class Session:
         progress: bool,
         optional: Collection[str] = (),
         adapter: Recipe | None = None,
+        ranks: Ranks | None = None,
     ) -> Session:
         """Loads the rows first, then the model: mistakes in the data show before anything slow happens.
 
-        ``adapter`` is the recipe that a measured adapter was trained by.
+        ``adapter`` is the recipe that a measured adapter was trained by. Of several ``ranks`` the first
+        fills the caches.
         """
         if recipe.evaluation.engine == "vllm":
             require_vllm()
         names = {section.name for section in (*recipe.data.tasks, *(recipe.evaluation.tasks or ()))}
-        with tracking("reading rows", len(names), shown=progress) as tracker:
+        ranks = ranks or Ranks()
+        with ranks.first_goes_first(), tracking("reading rows", len(names), shown=progress) as tracker:
             data = load_run_data(
                 recipe, training=training, optional=optional, on_loaded=tracker.advance, adapter=adapter
             )
@@ -82,6 +87,10 @@ class Session:
             log.warning(line)
         if any(why.startswith("No data for") for why in data.skipped.values()):
             log.warning("Set FINTUNE_DATA_DIR to the folder above the missing data, or name a task with its source.")
+        if ranks.world > 1:
+            if ranks.is_first:
+                locate_base(data.recipe.model)  # fetches and converts
+            ranks.wait()
         base = load_base(data.recipe.model, device=default_device(), for_training=True)
         pinned = data.recipe.model.model_copy(
             update={"revision": base.files.revision, "content_hash": base.files.content_hash}
@@ -338,4 +347,4 @@ def default_device() -> torch.device:
 
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", this_process().local_rank)

@@ -66,6 +66,7 @@ def test_it_is_written_from_a_run_directory_at_300_dpi(tmp_path, results):
     from PIL import Image
 
     place = RunDirectory(tmp_path)
+    place.metrics_of(1).parent.mkdir()
     for rank in (0, 1):
         place.metrics_of(rank).write_text("".join(json.dumps(row) + "\n" for row in rows(rank)))
     found = write_figures(

@@ -175,6 +175,7 @@ def test_each_rank_has_a_file_of_its_own(tmp_path):
     from fintune.training.metrics_log import MetricsLog
 
     place = RunDirectory(tmp_path)
+    place.metrics_of(1).parent.mkdir()
     for rank in (0, 1, 10):
         MetricsLog(place.metrics_of(rank), 0).append({"step": 1, "loss": float(rank)})
     assert place.metrics_of(0) == place.metrics

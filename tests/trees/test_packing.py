@@ -66,6 +66,20 @@ def test_by_document_keeps_a_group_together_and_random_does_not():
     assert runs("random") > 50
 
 
+@given(sample_lists(fewest=1), st.sampled_from(["tree", "sequence", "none"]), st.integers(1, 4), st.integers(4, 30))
+def test_even_batches_are_no_more_rounds_and_no_larger(samples, packing, world, budget):
+    alone = pack_samples(samples, packing, budget)
+    shared = make_step(samples, packing, budget, world=world).batches
+    assert len(shared) <= -(-len(alone) // world)
+    assert max(map(len, shared)) <= max(budget, *map(len, samples))
+
+
+def test_a_last_small_batch_is_evened_out():
+    samples = [sample(list(range(10 * i, 10 * i + 10))) for i in range(8)]  # 70 tokens at once: 7 samples, and 1
+    steps = [make_step(samples, "tree", 70, rank=rank, world=2) for rank in range(2)]
+    assert [[len(batch) for batch in step.batches] for step in steps] == [[40], [40]]
+
+
 def test_total_steps_follow_fractional_epochs_and_max_steps():
     plan = StepPlan(tuple(range(100)), 16, 0)
     assert plan.steps_per_epoch == 7

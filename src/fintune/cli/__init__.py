@@ -11,12 +11,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from fintune.cli.logs import shown_messages
 from fintune.cli.output import Output
 from fintune.schema.network import offline_mode
+from fintune.schema.processes import this_process
 
 _GLOBAL_FLAGS = ("--json", "--debug", "--offline")
 _INTERRUPTED = 130
@@ -24,14 +25,17 @@ _INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    rest, flags = _split_flags(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    rest, flags = _split_flags(given)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? instead of dying
-    output = Output(json="--json" in flags, debug="--debug" in flags)
+    output = Output(json="--json" in flags, debug="--debug" in flags, arguments=given)
     with _terminable():
         try:
-            with shown_messages(), offline_mode("--offline" in flags):
+            output.silent = not this_process().is_first
+            messages = nullcontext() if output.silent else shown_messages()
+            with messages, offline_mode("--offline" in flags):
                 return _run(rest, output)
         except BaseException as error:
             return _report(error, output)
@@ -79,10 +83,12 @@ def _report(error: BaseException, output: Output) -> int:
     import typer
     from typer.exceptions import TyperException
 
-    from fintune.schema.errors import FintuneError
+    from fintune.schema.errors import FintuneError, SaidElsewhere
 
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, SaidElsewhere):
+        return error.exit_code
     if output.debug and not isinstance(error, TyperException):
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):

@@ -15,6 +15,7 @@ from fintune.cli.comparing import compare
 from fintune.cli.data_commands import data_app
 from fintune.cli.estimating import estimate
 from fintune.cli.judging import judge
+from fintune.cli.launching import Gpus, ProcessCount, share_out
 from fintune.cli.output import Output
 from fintune.cli.own_options import TableOptions, takes_table
 from fintune.cli.predicting import (
@@ -103,9 +104,7 @@ def train(
     table: TableOptions,
     recipe: Annotated[
         str | None,
-        typer.Argument(
-            metavar="RECIPE", help="Name of a shipped recipe, or path to your own; with --data the quickstart's."
-        ),
+        typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or your own's path; with --data: quickstart."),
     ] = None,
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Another base model than the recipe's.")] = None,
@@ -115,6 +114,8 @@ def train(
     require_licence: RequireLicence = None,
     output_dir: OutputDir = None,
     resume: Resume = True,
+    gpus: Gpus = None,
+    processes: ProcessCount = None,
     quiet: Quiet = False,
 ) -> None:
     """Train what a recipe describes, or on a table of your own; measure it and write the report."""
@@ -124,6 +125,7 @@ def train(
         recipe = None
     if recipe is None and table.data is None:
         raise typer.BadParameter("Name a recipe, or give --data with --text and --label.")
+    share_out(context.obj, gpus, processes)
     keys = {"model.base": model, "data.class_weights": class_weights, "data.require_licence": require_licence}
     words = [f"{key}={value}" for key, value in keys.items() if value is not None] + words
     _train(context.obj, recipe, words, output_dir, resume, quiet, table=table)

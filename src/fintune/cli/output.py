@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,17 @@ class Output:
     Args:
         json: people's text goes to standard error, and ``emit`` writes JSON to standard output.
         debug: unexpected errors show their traceback.
+        silent: another process of the run speaks; only errors are said.
+        arguments: what the command was started with.
     """
 
-    def __init__(self, *, json: bool = False, debug: bool = False) -> None:
+    def __init__(
+        self, *, json: bool = False, debug: bool = False, silent: bool = False, arguments: Sequence[str] = ()
+    ) -> None:
         self.json = json
         self.debug = debug
+        self.silent = silent
+        self.arguments = tuple(arguments)
         self.interrupt_hint = ""
         self._console: Console | None = None
 
@@ -44,12 +50,12 @@ class Output:
 
     def say(self, *renderables: Any) -> None:
         """Prints for people: text as it is, tables and other rich renderables as they render."""
-        for renderable in renderables:
+        for renderable in renderables if not self.silent else ():
             self.console.print(renderable, markup=False, soft_wrap=isinstance(renderable, str))
 
     def emit(self, value: Any) -> None:
         """Prints for machines, where they asked for it."""
-        if self.json:
+        if self.json and not self.silent:
             sys.stdout.write(json.dumps(to_jsonable(value), indent=2, ensure_ascii=False) + "\n")
 
     def error(self, kind: str, message: str, remedy: str) -> None:

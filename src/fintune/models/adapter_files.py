@@ -61,8 +61,16 @@ def save_adapter(
     tokenizer: PreTrainedTokenizerBase,
     path: str | Path,
     base_files: BaseModelFiles,
+    weights: dict[str, Any] | None = None,
 ) -> Path:
     """Saves the trained weights, tokenizer and chat template together, replacing ``path`` in one step.
+
+    Args:
+        model: whose adapter, or all of whose weights, are saved.
+        tokenizer: saved beside them.
+        path: the adapter folder.
+        base_files: which base it belongs to.
+        weights: the trained parameters by name, where those of ``model`` are only a part of them.
 
     Raises:
         AdapterError: ``path`` holds something that is not an adapter, which would be lost.
@@ -83,11 +91,11 @@ def save_adapter(
     with no_progress_bars(), written_aside(target) as aside:
         if is_peft:
             # "auto" would ask the hub whether the vocabulary has grown; it never does here.
-            model.save_pretrained(str(aside), save_embedding_layers=False)
+            model.save_pretrained(str(aside), save_embedding_layers=False, state_dict=weights)
             sort_targets(aside / _CONFIG)
             (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the report writes a real one
         else:
-            model.save_pretrained(str(aside))
+            model.save_pretrained(str(aside), state_dict=weights)
         tokenizer.save_pretrained(str(aside))
         (aside / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
         for file in aside.iterdir():

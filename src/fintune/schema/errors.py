@@ -46,6 +46,12 @@ class RunError(FintuneError):
     """A run directory or checkpoint is missing, incomplete or belongs to another run."""
 
 
+class SaidElsewhere(RunError):
+    """A run of several processes has failed, and another of them has said why; this one only ends."""
+
+    exit_code = 1
+
+
 class DependencyError(FintuneError):
     """An optional library that the request needs is not installed."""
 

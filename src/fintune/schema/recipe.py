@@ -215,6 +215,22 @@ class TrainingSection(_Section):
     )
 
 
+class DistributedSection(_Section):
+    """How several processes share a run; one by itself ignores it. How many there are, the launcher says."""
+
+    strategy: Literal["auto", "ddp", "zero2", "zero3", "fsdp2"] = Field(
+        "auto",
+        description="What each process holds: ddp, which auto takes, everything; zero2 (DeepSpeed) shares out "
+        "gradients and optimiser states; zero3 (DeepSpeed) and fsdp2 (PyTorch) the weights too.",
+    )
+    offload_optimizer: bool = Field(
+        False, description="Keep the optimiser states in the host's memory and update there; zero2 and zero3."
+    )
+    offload_param: bool = Field(
+        False, description="Keep weights in the host's memory while they are not needed; zero3 and fsdp2."
+    )
+
+
 class EvaluationSection(_Section):
     """What is measured after training."""
 
@@ -270,6 +286,7 @@ class Recipe(_Section):
     adapter: AdapterSection = AdapterSection()
     data: DataSection
     training: TrainingSection = TrainingSection()
+    distributed: DistributedSection = DistributedSection()
     evaluation: EvaluationSection = EvaluationSection()
     report: ReportSection = ReportSection()
 

@@ -6,7 +6,8 @@
       recipe.yaml          resolved: revisions and hashes pinned; reproduces the run
       environment.json     versions and hardware
       data_report.json     what was found in the rows
-      metrics.jsonl        one line per logged step; metrics.rank1.jsonl ... of further processes
+      metrics.jsonl        one line per logged step
+      logs/                rank-N.log and rank-N.jsonl, where several processes trained
       checkpoints/         checkpoint-N, each with a manifest of hashes
       adapter/             adapter (safetensors), tokenizer, model card
       predictions.jsonl    one record per document and system
@@ -56,8 +57,12 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     def metrics_of(self, rank: int) -> Path:
-        """The same of one of several processes; the first has ``metrics``."""
-        return self.metrics if rank == 0 else self.path / f"metrics.rank{rank}.jsonl"
+        """What one of several processes measured of itself, a line per logged step; the first has ``metrics``."""
+        return self.metrics if rank == 0 else self.path / "logs" / f"rank-{rank}.jsonl"
+
+    def rank_log(self, rank: int) -> Path:
+        """What a process of several said while it trained."""
+        return self.path / "logs" / f"rank-{rank}.log"
 
     @property
     def checkpoints(self) -> Path:
@@ -119,7 +124,7 @@ class RunDirectory:
 
     def read_other_ranks(self) -> dict[int, list[dict[str, Any]]]:
         """The same of the other processes of a run on several GPUs, by rank."""
-        found = {int(path.name.split(".")[1][4:]): path for path in self.path.glob("metrics.rank[0-9]*.jsonl")}
+        found = {int(path.stem.removeprefix("rank-")): path for path in self.path.glob("logs/rank-[0-9]*.jsonl")}
         return {rank: list(read_jsonl(path)) for rank, path in sorted(found.items())}
 
 

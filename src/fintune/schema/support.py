@@ -163,6 +163,38 @@ CONFLICTS: tuple[Conflict, ...] = (
         lambda r: r.adapter.kind == "lora" and r.adapter.targets == (),
     ),
     Conflict(
+        ("distributed.offload_param", "distributed.strategy"),
+        "distributed.offload_param moves weights that are shared out, and ZeRO-2 shares out gradients and optimiser "
+        "states only: DeepSpeed offers it with stage 3.",
+        "Set distributed.strategy=zero3, or keep zero2 with distributed.offload_optimizer.",
+        lambda r: r.distributed.offload_param and r.distributed.strategy == "zero2",
+    ),
+    Conflict(
+        ("distributed.offload_param", "distributed.strategy"),
+        "distributed.offload_param needs a strategy that shares out the weights; with ddp each process holds all.",
+        "Set distributed.strategy=fsdp2 or zero3, or take distributed.offload_param out.",
+        lambda r: r.distributed.offload_param and r.distributed.strategy in ("auto", "ddp"),
+    ),
+    Conflict(
+        ("distributed.strategy", "model.quantization"),
+        "int8 and fp8 weights carry scales beside them, which sharing out the weights (zero3, fsdp2) would tear off.",
+        "Set model.quantization=nf4 or none, or distributed.strategy=ddp.",
+        lambda r: r.distributed.strategy in ("zero3", "fsdp2") and r.model.quantization in ("int8", "fp8"),
+    ),
+    Conflict(
+        ("distributed.strategy", "training.optimizer"),
+        "The 8-bit optimisers hold their states in blocks, which zero2, zero3 and fsdp2 cannot share out.",
+        "Set training.optimizer=adamw, whose states are shared out anyway, or distributed.strategy=ddp.",
+        lambda r: r.distributed.strategy in ("zero2", "zero3", "fsdp2") and r.training.optimizer != "adamw",
+    ),
+    Conflict(
+        ("distributed.offload_optimizer", "distributed.strategy"),
+        "distributed.offload_optimizer is DeepSpeed's; FSDP2 offloads optimiser states together with the weights, and "
+        "ddp does not.",
+        "Set distributed.strategy=zero2 or zero3, or distributed.offload_param=true with fsdp2.",
+        lambda r: r.distributed.offload_optimizer and r.distributed.strategy not in ("zero2", "zero3"),
+    ),
+    Conflict(
         ("evaluation.engine", "model.quantization"),
         "evaluation.engine=vllm reads the base as stored, so its answers would not be those of quantised weights.",
         "Set model.quantization=none, or evaluation.engine=fintune.",

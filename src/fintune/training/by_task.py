@@ -53,13 +53,13 @@ class TaskMeter:
 
     def add(self, step: Step, losses: Sequence[float] | None) -> None:
         """Adds one step; ``losses`` are its weighted sums by task, None when its update was not made."""
+        counts = step.tasks
+        assert counts is not None, "make_step was given no tasks"
         for figures in (self.run, self.unlogged):
-            for edges in step.by_task:
-                supervised = edges.supervised.tolist()
-                for task, one in enumerate(figures.values()):
-                    one.tokens += int(edges.tokens[task])
-                    one.samples += int(edges.samples[task])
-                    one.supervised += supervised[task] if losses is not None else 0.0
+            for task, one in enumerate(figures.values()):
+                one.tokens += int(counts.tokens[task])
+                one.samples += int(counts.samples[task])
+                one.supervised += float(counts.supervised[task]) if losses is not None else 0.0
             for one, loss in zip(figures.values(), losses or (), strict=False):
                 one.loss += loss
 

@@ -44,15 +44,17 @@ class Totals:
     distinct_tokens: int = 0
     samples: int = 0
     seconds: float = 0.0
+    own_tokens: int = 0
     computed_tokens: int = 0
     flops: float = 0.0
 
     def add(self, step: Step, seconds: float, flops: float = 0.0) -> None:
-        """Adds one step of this rank."""
-        self.sample_tokens += sum(batch.sample_tokens for batch in step.batches)
-        self.distinct_tokens += sum(batch.real_tokens for batch in step.batches)
-        self.samples += sum(batch.n_samples for batch in step.batches)
+        """Adds one step, over all ranks; what was computed, padding included, and its operations are this rank's."""
+        self.sample_tokens += step.sample_tokens
+        self.distinct_tokens += step.distinct_tokens
+        self.samples += step.n_samples
         self.seconds += seconds
+        self.own_tokens += sum(batch.real_tokens for batch in step.batches)
         self.computed_tokens += sum(map(len, step.batches))
         self.flops += flops
 
@@ -64,7 +66,7 @@ class Totals:
     @property
     def padding_ratio(self) -> float:
         """Share of padding in what was computed."""
-        return 1 - min(1.0, self.distinct_tokens / max(self.computed_tokens, 1))
+        return 1 - min(1.0, self.own_tokens / max(self.computed_tokens, 1))
 
     @property
     def tflops_per_s(self) -> float | None:
@@ -144,7 +146,7 @@ class MetricsCallback(TrainerCallback):
             self.since_log = Totals()
             self.latest = row
         row["elapsed_s"] = round(self.log.elapsed_before_s + time.perf_counter() - self._started, 3)
-        self.log.append(row)
+        self.log.append(row)  # every process into its own file
 
     def _figures(self) -> dict[str, float | None]:
         """Speed, use of the card and of the batches since the last line."""
@@ -249,11 +251,18 @@ class StoppingCallback(TrainerCallback):
 class InterruptCallback(TrainerCallback):
     """Ctrl-C and SIGTERM end a run after the step in progress, with a checkpoint; a second one ends it at once.
 
-    It must come after ``ScheduleCallback``, whose decisions it overrides.
+    It must come after ``ScheduleCallback``, whose decisions it overrides. Processes that share a run stop after the
+    same step: ``agreed`` is then what they have found together, and None in a process by itself.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.agreed: bool | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the run is to stop."""
+        return self.received is not None if self.agreed is None else self.agreed
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -276,7 +285,7 @@ class InterruptCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Asks the trainer to save and stop once a signal has come."""
-        if self.received is not None:
+        if self.is_due:
             control.should_save = True
             control.should_training_stop = True
         return control

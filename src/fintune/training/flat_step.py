@@ -21,10 +21,10 @@ from fintune.trees.mixture import Mixture
 from fintune.trees.packing import PaddedBatch
 from fintune.trees.plan import Step, StepPlan
 from fintune.trees.stored import StoredSamples
-from fintune.trees.task_edges import TaskEdges
+from fintune.trees.task_edges import TaskCounts, TaskEdges
 
 _ALIGNMENT = 64  # bytes; kernels are compiled anew for addresses that are less aligned
-_TYPES = {kind.__name__: kind for kind in (Step, TreeBatch, PaddedBatch, TaskEdges, StepPlan, Mixture)}
+_TYPES = {kind.__name__: kind for kind in (Step, TreeBatch, PaddedBatch, TaskEdges, TaskCounts, StepPlan, Mixture)}
 _DTYPES = {str(dtype): dtype for dtype in (torch.int64, torch.float32)}
 
 Describe = Callable[[Any], Any]

@@ -140,7 +140,8 @@ class GraphedPasses:
         torch.cuda.empty_cache()  # graphs have memory of their own
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            # NCCL has a thread that asks after its events meanwhile, which must not spoil the recording.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss, losses = self._run(still, scale, len(still.edge_parent))
         except RuntimeError as exc:  # the random generator is left in a state that allows no second try
             raise RunError(

@@ -13,7 +13,9 @@ from fintune.inference.forward import EdgeModel
 from fintune.schema.recipe import Packing, TrainingSection
 
 
-def describe_numerics(model: EdgeModel, training: TrainingSection, packing: Packing) -> dict[str, str]:
+def describe_numerics(
+    model: EdgeModel, training: TrainingSection, packing: Packing, processes: int = 1
+) -> dict[str, str]:
     """Names and values, all of them words."""
     words = {
         "device": _device_name(model.device),
@@ -24,6 +26,7 @@ def describe_numerics(model: EdgeModel, training: TrainingSection, packing: Pack
         "loss": "from whole logits" if model.output_head() is None else "by chunks",
         "tokens_per_batch": str(training.tokens_per_batch),
         "gradient_checkpointing": str(training.gradient_checkpointing).lower(),
+        "processes": str(processes),
     }
     if model.device.type == "cpu":
         words["threads"] = str(torch.get_num_threads())

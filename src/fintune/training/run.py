@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor
 
 from fintune.inference.forward import EdgeModel
 from fintune.models.adapter_files import save_adapter
@@ -21,6 +21,7 @@ from fintune.models.load import LoadedBase
 from fintune.schema.errors import ModelError, RunError
 from fintune.schema.recipe import Packing, Recipe, TrainingSection
 from fintune.schema.run_directory import RunDirectory
+from fintune.training.arguments import trainer_arguments
 from fintune.training.by_task import TaskMeter
 from fintune.training.callbacks import (
     InterruptCallback,
@@ -37,21 +38,22 @@ from fintune.training.memory_choice import base_shape, choose_memory
 from fintune.training.metrics_log import MetricsLog
 from fintune.training.numerics import describe_numerics
 from fintune.training.plateau import plateau_schedule
+from fintune.training.ranks import Ranks
 from fintune.training.resume import checkpoint_facts, find_resume_point
+from fintune.training.sharding import FsdpShards, shard_model
 from fintune.training.steps import StepDataset
 from fintune.training.stopping import should_stop
 from fintune.training.token_budget import memory_remedy
-from fintune.training.trackers import trackers
+from fintune.training.trackers import require_trackers, trackers
 from fintune.training.trainer import TreeTrainer
 from fintune.training.utilization import ModelFlops, model_flops, peak_flops
 from fintune.training.weights import restore_weights
+from fintune.training.zero import ZeroSettings, ZeroShards, require_deepspeed
 from fintune.trees.mixture import make_mixture
 from fintune.trees.plan import StepPlan
 from fintune.trees.prefix_tree import TokenSample
 
 log = logging.getLogger(__name__)
-
-_OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class TrainedRun:
         free_bytes: what was free when training began, likewise.
         by_task: mean loss, supervised weight, tokens and samples of each task; empty with one task, whose figures are
             those of the run.
+        weights: the trained parameters by name, where ``fsdp2`` has shared out the model's own; else None.
     """
 
     steps: int
@@ -108,62 +111,7 @@ class TrainedRun:
     predicted_bytes: int | None
     free_bytes: int | None
     by_task: dict[str, dict[str, float | None]]
-
-
-def warmup_steps(training: TrainingSection, total_steps: int) -> int:
-    """Warm-up in optimiser steps, from either way of giving it; a run that ends within it is warned about."""
-    if training.warmup_steps is None:
-        return math.ceil((training.warmup_ratio or 0.0) * total_steps)
-    if training.warmup_steps >= total_steps > 1:
-        log.warning(
-            "training.warmup_steps is %d, but the run has %d steps: the learning rate never reaches its peak.",
-            training.warmup_steps,
-            total_steps,
-        )
-    return training.warmup_steps
-
-
-def trainer_arguments(recipe: Recipe, base: LoadedBase, folder: Path, total_steps: int) -> Any:
-    """``TrainingArguments`` of a recipe; one data-set item is one optimiser step."""
-    from transformers import TrainingArguments
-
-    training = recipe.training
-    warmup = warmup_steps(training, total_steps)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
-        max_steps=total_steps,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=_schedule(training.schedule, warmup),
-        warmup_steps=warmup,
-        optim=_OPTIMIZERS[training.optimizer],
-        weight_decay=training.weight_decay,
-        adam_beta1=training.adam_beta1,
-        adam_beta2=training.adam_beta2,
-        max_grad_norm=training.max_grad_norm,
-        fp16=base.facts.needs_loss_scaling and base.model.device.type == "cuda",
-        logging_steps=training.log_steps,
-        logging_nan_inf_filter=False,  # a NaN loss must be seen, not replaced by the last mean
-        save_strategy="no",  # ScheduleCallback decides
-        eval_strategy="no",
-        metric_for_best_model=training.best_metric,
-        greater_is_better=training.best_metric != "loss" if training.best_metric else None,
-        seed=recipe.seed,
-        report_to=[],  # trackers come after the callback whose figures they are to have
-        run_name=recipe.name,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=base.model.device.type == "cpu",
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else DataParallel would split the edge list between the GPUs it sees
-    return arguments
-
-
-def _schedule(name: str, warmup: int) -> str:
-    if name == "plateau":
-        return "constant"  # made by ``plateau_schedule``; the Trainer's own would insist on validating by itself
-    return "constant_with_warmup" if name == "constant" and warmup else name  # the library's constant has no warm-up
+    weights: dict[str, Tensor] | None = None
 
 
 def train_model(
@@ -180,6 +128,7 @@ def train_model(
     progress: bool = True,
     tasks: Sequence[int] = (),
     task_names: Sequence[str] = (),
+    ranks: Ranks | None = None,
 ) -> TrainedRun:
     """Trains ``model`` in place and writes checkpoints, metrics and the adapter into the run directory.
 
@@ -196,15 +145,15 @@ def train_model(
         progress: show the progress bar.
         tasks: one task number per sample; needed for a mixture, and for figures by task.
         task_names: the tasks by number; each has samples.
+        ranks: the processes that share the run, all of which call this with the same arguments; None: this one alone.
 
     Raises:
         RecipeError: the mixture cannot be drawn.
         RunError: a checkpoint belongs to another recipe, data set or base, or could not be written.
         KeyboardInterrupt: Ctrl-C or SIGTERM came; the step in progress was finished and saved.
     """
-    training = recipe.training
+    training, ranks = recipe.training, ranks or Ranks()
     several = len(task_names) > 1
-    rank = int(os.environ.get("RANK", 0))
     mixture = make_mixture(recipe.data, tasks, task_names)
     plan = StepPlan(tuple(groups), training.samples_per_step, recipe.seed, training.sampler, mixture)
     total_steps = plan.total_steps(training.epochs, training.max_steps)
@@ -215,17 +164,21 @@ def train_model(
         packing,
         training.tokens_per_batch,
         buckets=model.is_blockwise,
-        rank=rank,
-        world=int(os.environ.get("WORLD_SIZE", 1)),
+        rank=ranks.me.rank,
+        world=ranks.world,
         tasks=tasks if several else (),
         n_tasks=len(task_names) if several else 0,
     )
-    numerics = describe_numerics(model, training, packing)
-    start = find_resume_point(run, fingerprint, numerics)
+    numerics = describe_numerics(model, training, packing, ranks.world)
+    ranks.require_same("hash of recipe, data and base", fingerprint)
+    with ranks.first_goes_first():  # who removes what is damaged
+        start = find_resume_point(run, fingerprint, numerics)
+    ranks.require_same("checkpoint to go on from", start.step)
     budget = start.token_budget(training.tokens_per_batch)
     steps.tokens_per_batch = budget.tokens
     if start.checkpoint is not None:
         restore_weights(model.model, start.checkpoint.path / "weights")
+    sharing = _sharing(recipe, base, model, ranks)
     if training.sampler == "by_document":
         log.warning("training.sampler=by_document: steps draw whole groups, which is not random sampling.")
     choice = choose_memory(recipe, base, model, samples, packing, budget.tokens, budget.memory)
@@ -235,7 +188,7 @@ def train_model(
     elif training.gradient_checkpointing:
         recompute_layers(model.model)
     metrics = MetricsCallback(
-        MetricsLog(run.metrics_of(rank), start.step),
+        MetricsLog(run.metrics_of(ranks.me.rank), start.step),
         plan.steps_per_epoch,
         _flops(base, model),
         peak_flops(model.device),
@@ -244,16 +197,17 @@ def train_model(
     guard = LossGuard(training.loss_spike, training.rollback_after)
     guard.state = start.guard
     meter = TaskMeter(task_names, start.tasks) if several else None
-    bar = ProgressCallback(metrics) if progress else None
+    bar = ProgressCallback(metrics) if progress and ranks.is_first else None
     schedule, interrupt = ScheduleCallback(training.save_steps, training.eval_steps), InterruptCallback()
     callbacks = [metrics, schedule, StoppingCallback(training), interrupt, *([bar] if bar else [])]
-    with _full_disk_in_words(run):
-        callbacks += trackers(recipe.training.tracking, run.tensorboard, start.step)
+    if ranks.is_first:
+        with _full_disk_in_words(run):
+            callbacks += trackers(recipe.training.tracking, run.tensorboard, start.step)
     trainer = TreeTrainer(
         model,
         trainer_arguments(recipe, base, run.checkpoints, total_steps),
         steps,
-        save_weights=lambda folder: _save_weights(model.model, base, folder),
+        save_weights=lambda folder, weights: _save_weights(model.model, base, folder, weights),
         validate=validate,
         checkpoint_facts=lambda: checkpoint_facts(
             fingerprint, numerics, metrics.run, guard.state, budget, start.resumed_on, meter.state() if meter else {}
@@ -268,6 +222,9 @@ def train_model(
         may_record=choice.has_room_for_graphs,
         meter=meter,
         schedule=partial(plateau_schedule, training=training) if training.schedule == "plateau" else None,
+        ranks=ranks,
+        interrupt=interrupt,
+        sharing=sharing,
     )
     metrics.trainer = trainer
     started = time.perf_counter()
@@ -284,7 +241,7 @@ def train_model(
             bar.close()
     done = trainer.state.global_step
     stopped_early = done < total_steps and should_stop(trainer.state.log_history, training)
-    if interrupt.received is not None and done < total_steps and not stopped_early:
+    if interrupt.is_due and done < total_steps and not stopped_early:
         raise KeyboardInterrupt  # the command line says how to go on
     log.info("Training took %.1f s.", time.perf_counter() - started)
     if stopped_early:
@@ -295,7 +252,13 @@ def train_model(
             training.early_stopping_patience,
             training.best_metric,
         )
+    if isinstance(trainer.shards, ZeroShards):
+        trainer.shards.gather()
     best_step = _load_best(trainer, model, run) if training.best_metric else None
+    weights = None
+    if isinstance(trainer.shards, FsdpShards):
+        weights = trainer.shards.weights()
+        trainer.shards.gather()
     model.end_training()
     return TrainedRun(
         steps=done,
@@ -321,7 +284,26 @@ def train_model(
         predicted_bytes=choice.predicted_bytes,
         free_bytes=choice.free_bytes,
         by_task=meter.totals() if meter else {},
+        weights=weights,
     )
+
+
+def _sharing(recipe: Recipe, base: LoadedBase, model: EdgeModel, ranks: Ranks) -> FsdpShards | ZeroSettings | None:
+    """What the recipe's strategy asks for; one process by itself shares nothing out."""
+    section = recipe.distributed
+    if ranks.world == 1 or section.strategy in ("auto", "ddp"):
+        return None
+    if base.facts.needs_loss_scaling:
+        raise RunError(
+            f"distributed.strategy={section.strategy} computes in bf16 or fp32, and this GPU in fp16.",
+            "Set distributed.strategy=ddp, or model.dtype=float32.",
+        )
+    model.fast = False  # our kernels read whole weights
+    if section.strategy == "fsdp2":
+        shard_model(model.model, ranks, offload=section.offload_param)
+        return FsdpShards(model.model)
+    stage: Literal[2, 3] = 2 if section.strategy == "zero2" else 3
+    return ZeroSettings(stage, section.offload_optimizer, section.offload_param)
 
 
 @contextmanager
@@ -372,8 +354,8 @@ def _flops(base: LoadedBase, model: EdgeModel) -> ModelFlops | None:
         return None
 
 
-def _save_weights(model: Any, base: LoadedBase, folder: Path) -> None:
-    save_adapter(model, base.tokenizer, folder, base.files)
+def _save_weights(model: Any, base: LoadedBase, folder: Path, weights: dict[str, Tensor] | None) -> None:
+    save_adapter(model, base.tokenizer, folder, base.files, weights)
 
 
 def recompute_layers(model: Any) -> None:
@@ -412,3 +394,10 @@ def _best_intact(trainer: TreeTrainer, run: RunDirectory) -> Checkpoint | None:
 
 def _last_loss(run: RunDirectory) -> float | None:
     return next((row["loss"] for row in reversed(run.read_history()) if row.get("loss") is not None), None)
+
+
+def require_libraries(recipe: Recipe, processes: int) -> None:
+    """Fails before anything is loaded when a library that the recipe names is not installed."""
+    if processes > 1 and recipe.distributed.strategy in ("zero2", "zero3"):
+        require_deepspeed()
+    require_trackers(recipe)

@@ -14,19 +14,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from fintune.inference.forward import EdgeModel
 from fintune.models.fast_layers import Memory
 from fintune.schema.errors import RunError
 from fintune.training.ahead import StepsAhead
 from fintune.training.by_task import TASK_LOSS, TaskMeter
-from fintune.training.checkpoints import newest_intact, rotate, staged_checkpoint
+from fintune.training.callbacks import InterruptCallback
+from fintune.training.checkpoints import newest_intact
 from fintune.training.graphs import GraphedPasses
 from fintune.training.guard import REMEDY, LossGuard
+from fintune.training.kept_trainer import KeptTrainer, SaveModel
+from fintune.training.ranks import Ranks
+from fintune.training.sharding import FsdpShards, whole
 from fintune.training.steps import StepDataset
 from fintune.training.token_budget import (
     RandomState,
@@ -37,23 +42,23 @@ from fintune.training.token_budget import (
     require_one_process,
 )
 from fintune.training.weights import restore_optimizer, restore_weights
+from fintune.training.zero import ZeroSettings, ZeroShards
 from fintune.trees.batch import TreeBatch
 from fintune.trees.plan import Step
 
 log = logging.getLogger(__name__)
 
-SaveModel = Callable[[Path], None]
 MakeSchedule = Callable[[torch.optim.Optimizer], Any]
 
-
-class TreeTrainer(Trainer):
+class TreeTrainer(KeptTrainer):
     """Runs a ``StepDataset``.
 
     Args:
         edge_model: the model with its tree attention.
         arguments: ``TrainingArguments``; batch size and accumulation must be 1, a step being one item.
         steps: the data set of steps.
-        save_weights: writes the trained weights (adapter and tokenizer) into a folder.
+        save_weights: writes the trained weights (adapter and tokenizer) into a folder; they are given where the model
+            has only a part of them.
         validate: returns validation metrics named ``eval_*``; None when the run does not validate.
         checkpoint_facts: returns what is written into every checkpoint's manifest.
         keep_checkpoints: newest checkpoints kept beside the best.
@@ -67,6 +72,10 @@ class TreeTrainer(Trainer):
         may_record: whether memory has room for passes recorded as CUDA graphs beside those that are not.
         meter: adds up losses by task; None when the steps do not tell tasks apart.
         schedule: makes the learning-rate schedule of an optimiser; the one ``arguments`` name when None.
+        ranks: the processes that share the run; each computes its batches as one alone would, and gradients are added
+            up once a step. No wrapper stands around the model, so everything that is quick on one GPU stays so.
+        interrupt: knows of signals, which all processes must follow at the same step.
+        sharing: how the ranks share out what one of them would hold; None: each holds everything.
     """
 
     def __init__(
@@ -88,6 +97,9 @@ class TreeTrainer(Trainer):
         may_record: bool = True,
         meter: TaskMeter | None = None,
         schedule: MakeSchedule | None = None,
+        ranks: Ranks | None = None,
+        interrupt: InterruptCallback | None = None,
+        sharing: FsdpShards | ZeroSettings | None = None,
     ) -> None:
         self.make_schedule = schedule
         self.edge_model = edge_model
@@ -103,16 +115,23 @@ class TreeTrainer(Trainer):
         self.memory_remedy = memory_remedy
         self.may_record = may_record
         self.meter = meter
+        self.ranks = ranks or Ranks()
+        self.interrupt = interrupt or InterruptCallback()
         self.last_step: Step | None = None
         self.logged_skips = ""  # of the latest line of metrics, for MetricsCallback; likewise the next
         self.logged_tasks: dict[str, dict[str, float]] = {}
         self._step_loss, self._loss = torch.zeros(()), 0.0
+        self._wishes = torch.zeros(())  # ranks that want to stop
+        self.sharing = sharing
+        self.shards: FsdpShards | ZeroShards | None = sharing if isinstance(sharing, FsdpShards) else None
         self._unlogged_loss = torch.zeros(())  # on the host, where the Trainer reads it without waiting for the GPU
         self._trained: list[nn.Parameter] = []
         self._is_first_step = True
         self._is_graphed: bool | None = None
         self._recorded: GraphedPasses | None = None
         self._task_losses = torch.zeros(0)
+        if self.ranks.world > 1:
+            edge_model.model._is_accelerate_prepared = True  # else it would be wrapped in DistributedDataParallel
         super().__init__(model=edge_model.model, args=arguments, train_dataset=steps, callbacks=callbacks)
         self.loss_is_scaled_for_ga = True
         self.ahead = StepsAhead(steps, self.args.device)
@@ -161,11 +180,14 @@ class TreeTrainer(Trainer):
         if self._is_first_step or not model.training:  # an adapter may train around a base that does not yet
             model.train()
             self._is_first_step = False
+        if self.ranks.world > 1:
+            torch.manual_seed(step_seed(self.args.seed, step.number, self.ranks.me.rank))
         drawn = RandomState.of(self.args.device)
         while (failed := self._accumulate(model, step)) is not None:
             step = self._with_less_memory(model, step, failed)
             drawn.restore()
         self.last_step = step
+        self._add_up_ranks()
         return torch.zeros((), device=self.args.device)  # ``_get_grad_norm`` knows the loss without a second wait
 
     def _accumulate(self, model: nn.Module, step: Step) -> int | None:
@@ -173,12 +195,14 @@ class TreeTrainer(Trainer):
 
         Returns rather than raises, because an exception being handled keeps the failed batch's tensors alive.
         """
-        scale = self.steps.world / step.total_weight if step.total_weight else 0.0  # DDP averages over ranks
+        scale = 1 / step.total_weight if step.total_weight else 0.0
         total = torch.zeros((), device=self.args.device)
         self._task_losses = torch.zeros(self.steps.n_tasks, device=self.args.device)
+        self._wishes = torch.zeros((), device=self.args.device)
         graphs = self._graphs()
         if graphs is not None:
             graphs.start()
+        called = self.shards.engine if isinstance(self.shards, ZeroShards) else model
         for number in range(len(step.batches)):
             try:
                 batch = step.batches[number]
@@ -186,9 +210,8 @@ class TreeTrainer(Trainer):
                     loss, losses = graphs.add(batch, scale)
                     self._note_tasks(step, number, losses)
                 else:
-                    with self._synchronised(model, last=number == len(step.batches) - 1):
-                        loss = self._batch_loss(step, number, model) * scale
-                        self._backward(loss)
+                    loss = self._batch_loss(step, number, called) * scale
+                    self._backward(loss)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -197,8 +220,23 @@ class TreeTrainer(Trainer):
         self._step_loss = total
         return None
 
+    def _add_up_ranks(self) -> None:
+        """Makes gradients, losses and the wish to stop those of all ranks together."""
+        if self.ranks.world == 1:
+            return
+        trained = [] if self.shards is not None else self._trained  # there the backward pass has added them up
+        for parameter in trained:
+            if parameter.grad is None:  # nothing of this rank's batches reached it
+                parameter.grad = torch.zeros_like(parameter)
+        wish = torch.full((1,), float(self.interrupt.received is not None), device=self.args.device)
+        figures = torch.cat([self._step_loss[None], wish, self._task_losses])
+        self.ranks.add_up([*(parameter.grad for parameter in trained if parameter.grad is not None), figures])
+        self._step_loss, self._wishes, self._task_losses = figures[0], figures[1], figures[2:]
+
     def _backward(self, loss: Tensor) -> None:
-        if getattr(self.accelerator, "scaler", None) is None:
+        if self.shards is not None:
+            self.shards.backward(loss)
+        elif getattr(self.accelerator, "scaler", None) is None:
             torch.autograd.backward(loss)
         else:
             self.accelerator.backward(loss)
@@ -209,10 +247,11 @@ class TreeTrainer(Trainer):
         Raises:
             RunError: nothing is left to be had.
         """
+        if self.shards is not None:  # the others compute the same layer of another batch
+            require_one_process(step.number + 1, self.ranks.world)
         model.zero_grad(set_to_none=True)
         self._is_graphed = self._recorded = None  # graphs hold memory, and compute as they were recorded
         release_memory()
-        require_one_process(step.number + 1, self.steps.world)
         before = self.budget.memory
         if not self.budget.keep_less(self.policies):
             return self._in_smaller_batches(step, failed)
@@ -229,6 +268,7 @@ class TreeTrainer(Trainer):
 
     def _in_smaller_batches(self, step: Step, failed: int) -> Step:
         """The same samples under a smaller budget, which stays."""
+        require_one_process(step.number + 1, self.ranks.world)
         batch, before = step.batches[failed], self.budget.tokens
         require_divisible(step.number + 1, batch, self.memory_remedy)
         self.budget.shrink(batch)
@@ -260,25 +300,30 @@ class TreeTrainer(Trainer):
         """Recorded passes where the model and the run suit them; decided once all is on its device."""
         if self._is_graphed is None:
             scaler = getattr(self.accelerator, "scaler", None)
-            alone = self.steps.world == 1 and scaler is None and self.steps.packing != "none"
+            alone = scaler is None and self.shards is None and self.steps.packing != "none"
             self._is_graphed = self.may_record and alone
             if self._is_graphed and GraphedPasses.suits(self.edge_model):
                 self._recorded = GraphedPasses(self.edge_model)
         return self._recorded
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if isinstance(self.shards, ZeroShards):
+            return None  # DeepSpeed does
         return self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
         """The gradient norm; the last point before the update, so the guard decides here, with one synchronisation."""
-        if grad_norm is None:
+        if isinstance(self.shards, ZeroShards):
+            if (fault := self.guard.fault(float(self._step_loss), 0.0)) is not None:
+                self._skip_update(model, self.state.global_step + 1, fault)
+            grad_norm = self.shards.update()
+        elif grad_norm is None:
             grad_norm = self.accelerator.clip_grad_norm_(self._trained, math.inf)  # an infinite limit clips nothing
-        norm = torch.as_tensor(grad_norm, device=self._step_loss.device)
-        figures = torch.cat([torch.stack([self._step_loss, norm.float()]), self._task_losses])
-        if self.steps.world > 1:
-            figures = self.accelerator.reduce(figures, reduction="mean")
+        norm = torch.as_tensor(whole(grad_norm), device=self._step_loss.device)
+        figures = torch.cat([torch.stack([self._step_loss, norm.float(), self._wishes]), self._task_losses])
         self.ahead.prepare(self.state.global_step + 1)  # the GPU is still computing: what follows waits for it
-        self._loss, norm_value, *task_losses = figures.tolist()
+        self._loss, norm_value, wishes, *task_losses = figures.tolist()
+        self.interrupt.agreed = wishes > 0 if self.ranks.world > 1 else None
         self._unlogged_loss += self._loss if math.isfinite(self._loss) else 0.0
         step = self.state.global_step + 1
         fault = self.guard.fault(self._loss, norm_value)
@@ -287,11 +332,12 @@ class TreeTrainer(Trainer):
         else:
             self._skip_update(model, step, fault)
         if self.meter is not None and self.last_step is not None:
-            sums = [loss * self.steps.world for loss in task_losses]  # the mean over ranks is a sum again
-            self.meter.add(self.last_step, sums if fault is None else None)
+            self.meter.add(self.last_step, task_losses if fault is None else None)
         return float(norm_value)
 
     def _skip_update(self, model: nn.Module, step: int, fault: str) -> None:
+        if isinstance(self.shards, ZeroShards):
+            raise RunError(f"Step {step}: {fault}, and DeepSpeed cannot leave out an update.", REMEDY)
         log.warning("Step %d: %s; its update is skipped.", step, fault)
         # Without gradients AdamW does nothing at all. A GradScaler has looked at them already, so it does not mind.
         model.zero_grad(set_to_none=True)
@@ -325,17 +371,15 @@ class TreeTrainer(Trainer):
             logs |= {f"{TASK_LOSS}{name}": loss for name, loss in self.logged_tasks.get("loss_by_task", {}).items()}
         super().log(logs, start_time)
 
-    def _synchronised(self, model: nn.Module, *, last: bool) -> Any:
-        import contextlib
-
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(model)
-
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation metrics, logged like the rest."""
+        """Validation metrics, measured by the first rank and logged like the rest."""
         if self.validate is None:
             return {}
         self.edge_model.model.eval()
-        metrics = self.validate()
+        shares = self.ranks.is_first or self.shards is not None  # no process can compute with its part alone
+        metrics: dict[str, float] = self.ranks.from_first(self.validate() if shares else {})
+        if self.shards is not None:
+            self.shards.drop_gathered()
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.edge_model.model.train()
@@ -354,45 +398,10 @@ class TreeTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         return None
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(str(self.args.output_dir))
-        step = self.state.global_step
-        with staged_checkpoint(folder, step, self.checkpoint_facts()) as staging:
-            if self.args.should_save:
-                self.save_weights(staging / "weights")
-            self._save_optimizer_and_scheduler(str(staging))
-            self._save_scaler(str(staging))
-            self._save_rng_state(str(staging))
-            self._export_callback_states()
-            self.state.save_to_json(str(staging / "trainer_state.json"))
-        self.rotate_checkpoints()
 
-    def rotate_checkpoints(self) -> None:
-        """Deletes old checkpoints, but none that a rollback may soon need."""
-        if not self.guard.state.unproven:
-            folder, best = Path(str(self.args.output_dir)), self.state.best_global_step
-            rotate(folder, self.keep_checkpoints, self.save_steps, best)
-
-    def _export_callback_states(self) -> None:
-        from transformers.trainer_callback import ExportableState
-
-        exported: Any = self.state.stateful_callbacks
-
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                exported[type(callback).__name__] = callback.state()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Weights are loaded by the caller, who knows whether they are an adapter or a whole model."""
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        """The loss scale of a checkpoint, where both it and this run scale the loss; else a fresh one, or none."""
-        if getattr(self.accelerator, "scaler", None) is None:
-            return
-        try:
-            super()._load_scaler(checkpoint)
-        except (RuntimeError, KeyError) as exc:
-            log.warning("The loss scale of %s cannot be used (%s); it starts afresh.", checkpoint, exc)
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seeds the dropout of one rank in one step of a run of several processes, so that resuming needs no states."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _only(items: list[Step]) -> Step:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +102,31 @@ def split_by_budget(samples: Sequence[TokenSample], packing: Packing, budget: in
     )
 
 
+def even_budget(samples: Sequence[TokenSample], packing: Packing, budget: int, world: int) -> int:
+    """The least budget under which each of ``world`` processes computes no more batches than it must under ``budget``.
+
+    Batches are then about equally large, and no process waits long for another. A pure function, so all find the same.
+    """
+    if world == 1:
+        return budget
+    split = _splitter(samples, packing)
+    most = -(-split(budget) // world) * world
+    low, high = 1, budget
+    while high - low > max(1, budget // 64):
+        middle = (low + high) // 2
+        low, high = (low, middle) if split(middle) <= most else (middle, high)
+    return high
+
+
+def _splitter(samples: Sequence[TokenSample], packing: Packing) -> Callable[[int], int]:
+    """How many batches the samples make, by budget."""
+    if packing != "tree":
+        return lambda budget: len(split_by_budget(samples, packing, budget))
+    row = lay_out([samples[i] for i in depth_first_order(samples)], share=True)
+    lengths, shared = row.lengths.tolist(), row.shared.tolist()
+    return lambda budget: len(_split_tree(lengths, shared, budget))
+
+
 def _split_tree(lengths: Sequence[int], shared: Sequence[int], budget: int) -> list[tuple[int, int]]:
     """First and one past the last of each group of neighbours."""
     firsts: list[int] = []
@@ -171,14 +196,15 @@ def pack_samples(
 
 
 def pack_with_members(
-    samples: Sequence[TokenSample], packing: Packing, budget: int, *, buckets: bool = False
+    samples: Sequence[TokenSample], packing: Packing, budget: int, *, buckets: bool = False, world: int = 1
 ) -> list[Packed]:
-    """``pack_samples``, and for each batch what it was made from."""
+    """``pack_samples``, and for each batch what it was made from; ``world`` processes get batches of about one size."""
+    whole, budget = budget, even_budget(samples, packing, budget, world)
     if packing == "none":
         groups = split_by_budget(samples, packing, budget)
         return [Packed(pad_samples([samples[i] for i in group]), group) for group in groups]
     return [
-        Packed(batch_from_tree(tree, pad_to=bucket_size(len(tree), budget) if buckets else None), group, tree)
+        Packed(batch_from_tree(tree, pad_to=bucket_size(len(tree), whole) if buckets else None), group, tree)
         for group, tree in _trees(samples, packing, budget)
     ]
 

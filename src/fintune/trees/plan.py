@@ -18,7 +18,7 @@ from fintune.schema.recipe import Packing
 from fintune.trees.mixture import Mixture
 from fintune.trees.packing import Batch, pack_with_members
 from fintune.trees.prefix_tree import IntArray, TokenSample
-from fintune.trees.task_edges import TaskEdges, edges_by_task
+from fintune.trees.task_edges import TaskCounts, TaskEdges, count_tasks, edges_by_task
 
 
 def numbered(names: Iterable[str]) -> tuple[list[int], list[str]]:
@@ -100,6 +100,9 @@ class Step:
         by_task: one entry per batch, where the tasks of the samples were given.
         number: which step of the run it is, counted from 0.
         budget: tokens computed at once that it was packed for.
+        sample_tokens: tokens of the whole step's samples before sharing, over all ranks.
+        distinct_tokens: tokens computed for it, likewise.
+        tasks: counts by task of the whole step, likewise; None where the tasks of the samples were not given.
     """
 
     batches: tuple[Batch, ...]
@@ -108,6 +111,9 @@ class Step:
     by_task: tuple[TaskEdges, ...] = ()
     number: int = 0
     budget: int = 0
+    sample_tokens: int = 0
+    distinct_tokens: int = 0
+    tasks: TaskCounts | None = None
 
 
 def make_step(
@@ -135,7 +141,7 @@ def make_step(
         n_tasks: tasks of the whole run.
         number: which step of the run it is.
     """
-    packed = pack_with_members(samples, packing, budget, buckets=buckets)
+    packed = pack_with_members(samples, packing, budget, buckets=buckets, world=world)
     batches = [one.batch for one in packed]
     total_weight = sum(batch.weight for batch in batches)
     mine = batches[rank::world]
@@ -143,7 +149,18 @@ def make_step(
     short = rounds - len(mine)
     mine += [batches[0].as_filler()] * short
     by_task: list[TaskEdges] = []
+    counts: TaskCounts | None = None
     if tasks:
         edges = edges_by_task(packed, samples, tasks, n_tasks)
-        by_task = edges[rank::world] + [edges[0].as_filler()] * short
-    return Step(tuple(mine), total_weight, len(samples), tuple(by_task), number, budget)
+        by_task, counts = edges[rank::world] + [edges[0].as_filler()] * short, count_tasks(edges)
+    return Step(
+        batches=tuple(mine),
+        total_weight=total_weight,
+        n_samples=len(samples),
+        by_task=tuple(by_task),
+        number=number,
+        budget=budget,
+        sample_tokens=sum(batch.sample_tokens for batch in batches),
+        distinct_tokens=sum(batch.real_tokens for batch in batches),
+        tasks=counts,
+    )

@@ -42,6 +42,24 @@ class TaskEdges:
         return TaskEdges(torch.zeros_like(self.weight), np.zeros_like(self.tokens), np.zeros_like(self.samples))
 
 
+@dataclass(frozen=True)
+class TaskCounts:
+    """What each of K tasks has in a whole step, over all its batches and ranks: (K,) each, as in ``TaskEdges``."""
+
+    supervised: FloatArray
+    tokens: IntArray
+    samples: IntArray
+
+
+def count_tasks(edges: Sequence[TaskEdges]) -> TaskCounts:
+    """The counts of all batches together; there is at least one."""
+    return TaskCounts(
+        np.sum([one.supervised for one in edges], axis=0),
+        np.sum([one.tokens for one in edges], axis=0),
+        np.sum([one.samples for one in edges], axis=0),
+    )
+
+
 def edges_by_task(
     packed: Sequence[Packed], samples: Sequence[TokenSample], tasks: Sequence[int], n_tasks: int
 ) -> list[TaskEdges]:
