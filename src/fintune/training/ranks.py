@@ -6,6 +6,7 @@ one process gets a ``Ranks`` that has nobody to wait for.
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -13,11 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
 from fintune.models.foreign import first_line
@@ -29,6 +32,7 @@ log = logging.getLogger(__name__)
 
 MEETING = timedelta(minutes=10)
 WAITING = timedelta(days=7)  # while the first process evaluates; that another has died is noticed otherwise
+_OF_COLLECTIVES = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 BUCKET_NUMBERS = 64 * 2**20  # gradients that travel in one piece
 
 
@@ -116,10 +120,7 @@ class Ranks:
         except RuntimeError as exc:
             if isinstance(exc, torch.OutOfMemoryError):
                 raise
-            raise RunError(
-                f"Another of the {self.world} processes has gone, or cannot be reached ({first_line(exc)}).",
-                AGAIN,
-            ) from exc
+            raise _lost(self.world, exc) from exc
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -135,6 +136,16 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
+def _lost(world: int, exc: RuntimeError) -> RunError:
+    reason = first_line(exc)
+    return RunError(f"Another of the {world} processes has gone, or cannot be reached ({reason}).", AGAIN)
+
+
+def _is_of_collective(error: BaseException) -> bool:
+    """Whether it comes from a collective that FSDP or DeepSpeed has called."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _OF_COLLECTIVES)
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """Meets the other processes of the run, if the launcher says there are any, and ends with them.
@@ -146,27 +157,39 @@ def joined() -> Iterator[Ranks]:
     if (me := this_process()).world == 1:
         yield Ranks(me)
         return
-    ranks = _meet(me)
-    assert ranks.watch is not None
+    store, waiting, device = _meet(me)
+    watch = Watch(store.clone(), me)
+    watch.start()
+    ranks = Ranks(me, device, watch, waiting)
     try:
         yield ranks
+        ranks.wait()
     except BaseException as error:
         said = str(error) if isinstance(error, FintuneError) else type(error).__name__
-        if ranks.watch.fail(said, wait_for_cause=isinstance(error.__cause__, RuntimeError)):
+        atexit.unregister(_leave)  # it may wait for processes that are gone
+        follows = _is_of_collective(error)
+        if watch.fail(said, wait_for_cause=follows or isinstance(error.__cause__, RuntimeError)):
+            if follows and isinstance(error, RuntimeError):
+                raise _lost(me.world, error) from error
             raise
         raise SaidElsewhere("Another process of the run has failed.") from error
-    ranks.watch.stop()
-    dist.destroy_process_group()
+    watch.stop()
 
 
-def _meet(me: Processes) -> Ranks:
+@cache
+def _meet(me: Processes) -> tuple[Any, Any, str]:
+    """Store, group for waiting and kind of device; met once, though a script may train several times."""
     os.environ |= {} if "WORLD_SIZE" in os.environ else slurm_variables(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else accelerate chooses, and says so in each process
     device = _take_device(me)
     try:
-        store, _, _ = next(rendezvous("env://", timeout=MEETING))
-        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=me.rank, world_size=me.world, timeout=WAITING)
+        if dist.is_initialized():  # by the script that calls us
+            store = _get_default_store()
+        else:
+            store, _, _ = next(rendezvous("env://", timeout=MEETING))
+            backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=me.rank, world_size=me.world, timeout=WAITING)
+            atexit.register(_leave)
         waiting = dist.new_group(backend="gloo", timeout=WAITING)
     except (RuntimeError, ValueError) as exc:
         place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
@@ -175,9 +198,12 @@ def _meet(me: Processes) -> Ranks:
             "Check that all were started, and that the machines reach each other (GLOO_SOCKET_IFNAME and "
             "NCCL_SOCKET_IFNAME name the network to take).",
         ) from exc
-    watch = Watch(store.clone(), me)
-    watch.start()
-    return Ranks(me, device, watch, waiting)
+    return store, waiting, device
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _take_device(me: Processes) -> str:
