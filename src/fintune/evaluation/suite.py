@@ -185,14 +185,16 @@ def _rows_to_train(
     tests = heldout.among([example for _, rows in documents for example in rows])
     chosen = _Chosen()
     for task in trained:
-        rows = _training_rows(task, heldout, recipe)
+        whole = _training_rows(task, heldout, recipe)
+        rows = _proportion_of(whole, task.section, recipe.seed)
         if not rows:
             raise _no_training_rows(task, recipe)
         watched = _validation_rows(task, tests, recipe)
         removed = {"validation_rows_like_test": len(task.splits["validation"]) - len(watched)}
         chosen.train.extend(rows)
         chosen.validation.extend(select_rows(watched, recipe.data.validation_limit, seed=DRAW_SEED))
-        chosen.counts[task.task.name] = {**task.counts, "trained": len(rows), **removed}
+        left_out = {"left_out_by_proportion": len(whole) - len(rows)} if len(rows) < len(whole) else {}
+        chosen.counts[task.task.name] = {**task.counts, "trained": len(rows), **removed, **left_out}
     if recipe.training.best_metric and not chosen.validation:
         raise DataError("training.best_metric is set, but there are no validation rows.", "Set it to null.")
     chosen.overlap.extend(_overlaps(trained, documents, heldout, recipe.data))
@@ -289,7 +291,7 @@ def _require_measurable(trained: Sequence[LoadedTask], recipe: Recipe) -> None:
 
 def _unweighted(section: TaskSection) -> TaskSection:
     """A section as the key of its rows, whatever its share of the mixture."""
-    return section.model_copy(update={"weight": None})
+    return section.model_copy(update={"weight": None, "epochs": 1.0, "proportion": 1.0})
 
 
 def _require_quality(trained: Sequence[LoadedTask]) -> None:
@@ -313,6 +315,13 @@ def _no_training_rows(task: LoadedTask, recipe: Recipe) -> DataError:
 def _training_rows(task: LoadedTask, heldout: Sequence[Example] | HeldOut, recipe: Recipe) -> tuple[Example, ...]:
     rows, _ = kept_apart(task.splits["train"], heldout, recipe.data)
     return select_rows(rows, recipe.data.train_limit, recipe.data.balance, recipe.seed)
+
+
+def _proportion_of(rows: tuple[Example, ...], section: TaskSection, seed: int) -> tuple[Example, ...]:
+    """The share of the rows that the section uses, at least one; under a limit, a share of the limited rows."""
+    return (
+        rows if section.proportion == 1 else select_rows(rows, max(1, round(section.proportion * len(rows))), seed=seed)
+    )
 
 
 def _validation_rows(task: LoadedTask, tests: HeldOut, recipe: Recipe) -> tuple[Example, ...]:

@@ -102,6 +102,15 @@ class TaskSection(_Section):
     weight: float | None = Field(
         None, gt=0, description="Share of the draws relative to the other tasks' weights; for data.mixture=weights."
     )
+    proportion: float = Field(
+        1.0, gt=0, le=1, description="Share of this source's training rows that is used, drawn by the seed."
+    )
+    epochs: float = Field(
+        1.0,
+        gt=0,
+        description="Passes over this source's rows in each pass over the data; a fraction goes on where the one "
+        "before ended. For data.mixture=proportional.",
+    )
 
 
 class DataSection(_Section):
@@ -117,7 +126,8 @@ class DataSection(_Section):
     mixture: Literal["proportional", "temperature", "weights"] = Field(
         "proportional",
         description="How often a task is drawn: proportional takes every row once an epoch; temperature by its rows to "
-        "the power 1/T; weights by the weight of each task. An epoch draws as many samples as there are rows.",
+        "the power 1/T; weights by the weight of each task. An epoch draws as many samples as there are rows, or as "
+        "the tasks' own epochs ask for.",
     )
     mixture_temperature: float = Field(
         2.0, gt=0, description="T of data.mixture=temperature: 1 is proportional, more draws small tasks more often."

@@ -84,6 +84,12 @@ CONFLICTS: tuple[Conflict, ...] = (
         lambda r: r.data.mixture != "weights" and any(task.weight is not None for task in r.data.tasks),
     ),
     Conflict(
+        ("data.tasks.0.epochs", "data.mixture"),
+        "A task has epochs of its own, but data.mixture already says how often each task is drawn.",
+        "Set data.mixture=proportional, or take the task's epochs out.",
+        lambda r: r.data.mixture != "proportional" and any(task.epochs != 1 for task in r.data.tasks),
+    ),
+    Conflict(
         ("data.tasks.0.table.labels", "data.tasks.0.table.bins"),
         "A table has both labels and bins, but its label column is either words or numbers.",
         "Keep one of them.",

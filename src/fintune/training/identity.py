@@ -18,6 +18,7 @@ _FREE_KEYS = (
 )
 # Keys newer than some checkpoints, with what these were made with: there they say nothing about identity.
 _LATER_DATA_KEYS = {"mixture": "proportional", "mixture_temperature": 2.0, "remove_same_document": True}
+_LATER_TASK_KEYS = {"weight": None, "proportion": 1.0, "epochs": 1.0}
 _NUMERIC_KEYS = (
     ("model", "dtype"),
     ("model", "attention"),
@@ -53,8 +54,9 @@ def _training_identity(recipe: Recipe) -> dict[str, Any]:
         if whole["data"][key] == before:
             del whole["data"][key]
     for task in whole["data"]["tasks"]:
-        if task["weight"] is None:
-            del task["weight"]
+        for key, default in _LATER_TASK_KEYS.items():
+            if task[key] == default:
+                del task[key]
         if task["table"] is not None:
             del task["table"]["licence"]  # terms may be stated later
     return whole

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,8 @@ class Mixture:
 def make_mixture(data: DataSection, tasks: Sequence[int], names: Sequence[str]) -> Mixture | None:
     """The mixture a recipe asks for; None where every row is drawn once an epoch, as without one.
 
+    Under ``data.mixture=proportional`` a task's own ``epochs`` say how often its rows are drawn an epoch.
+
     Args:
         data: the recipe's data section.
         tasks: one task number per sample.
@@ -62,10 +64,13 @@ def make_mixture(data: DataSection, tasks: Sequence[int], names: Sequence[str]) 
     Raises:
         RecipeError: a task has no weight, or is drawn less than once an epoch.
     """
-    if data.mixture == "proportional":
+    own_epochs = {section.name: section.epochs for section in data.tasks if section.epochs != 1}
+    if data.mixture == "proportional" and not own_epochs:
         return None
     if not tasks:
         raise InternalError(f"The samples of data.mixture={data.mixture} came without their tasks.")
+    if data.mixture == "proportional":
+        return Mixture(tuple(tasks), _draws_by_epochs(tasks, names, own_epochs))
     draws = draws_per_epoch(task_shares(data, tasks, names), len(tasks))
     for name, count in zip(names, draws, strict=True):
         if not count:
@@ -96,6 +101,18 @@ def draws_per_epoch(shares: FloatArray, total: int) -> tuple[int, ...]:
     largest = np.argsort(draws - wanted, kind="stable")[: total - int(draws.sum())]
     draws[largest] += 1
     return tuple(draws.tolist())
+
+
+def _draws_by_epochs(tasks: Sequence[int], names: Sequence[str], epochs: Mapping[str, float]) -> tuple[int, ...]:
+    rows = Counter(tasks)
+    draws = tuple(round(rows[task] * epochs.get(name, 1.0)) for task, name in enumerate(names))
+    for task, (name, count) in enumerate(zip(names, draws, strict=True)):
+        if not count:
+            raise RecipeError(
+                f"data.tasks gives {name} epochs of {epochs[name]:g}, which draws none of its {rows[task]} samples.",
+                "Raise its epochs, or take it out of data.tasks.",
+            )
+    return draws
 
 
 def _required_weight(name: str, weight: float | None) -> float:
