@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune.schema.recipe import Recipe, TaskSection
-from fintune.schema.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from fintune.tasks.suites import AskedTask
@@ -80,6 +79,6 @@ def own_tables(trained: Recipe | None) -> list[str]:
 def _adapter_folder(adapter: str | Path | None) -> Path | None:
     if adapter is None:
         return None
-    folder = Path(adapter)
-    inside = RunDirectory(folder).adapter
-    return inside if inside.is_dir() else folder
+    from fintune.models.adapter_files import adapter_folder
+
+    return adapter_folder(adapter)

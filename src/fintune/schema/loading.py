@@ -288,13 +288,11 @@ def _is_written(problem: Any, tree: Any) -> bool:
     if problem["type"] != "extra_forbidden" and path:
         path, _ = _field_path(path)
     value = tree
-    for part in path[:-1] if problem["type"] == "missing" else path:
-        if isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value):
+    try:
+        for part in path[:-1] if problem["type"] == "missing" else path:
             value = value[part]
-        elif isinstance(value, dict) and part in value:
-            value = value[part]
-        else:
-            return False
+    except (KeyError, IndexError, TypeError):
+        return False
     return True
 
 

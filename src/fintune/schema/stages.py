@@ -184,8 +184,8 @@ def first_stage_problem(recipe: Recipe) -> Problem | None:
         conflict = first_conflict(whole_recipe(recipe))
         return None if conflict is None else Problem(f"stage_order=mixed: {conflict.reason}", conflict.remedy)
     plain = [_stage_recipe(recipe, place, range(len(recipe.stages))) for place in range(len(recipe.stages))]
-    for number, stage in enumerate(plain):
-        if (conflict := first_conflict(stage)) is not None:
+    for number, alone in enumerate(plain):
+        if (conflict := first_conflict(alone)) is not None:
             return Problem(_placed(conflict, number), conflict.remedy)
     before = recipe.stages[0].adapter
     for number, stage in enumerate(recipe.stages[1:], start=1):
