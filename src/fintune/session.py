@@ -25,14 +25,13 @@ from fintune.evaluation.suite import FIVE, RunData, load_run_data
 from fintune.inference.forward import EdgeModel, choose_backend, supported_packing
 from fintune.inference.progress import tracking
 from fintune.inference.vllm_engine import VllmModel, open_vllm, require_vllm
-from fintune.models.adapter_files import read_adapter_info
 from fintune.models.load import LoadedBase, load_base
 from fintune.schema.example import Example
 from fintune.schema.recipe import Packing, Recipe
 from fintune.schema.results import Comparison, DocumentRecord, EvaluationResults, TaskResult
 from fintune.tasks.base import LoadedTask, Task
 from fintune.tasks.shots import with_shots
-from fintune.training.identity import hash_of
+from fintune.training.identity import adapter_hash, hash_of
 from fintune.trees.chat import ChatFormat
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ class Session:
         scorer = self.scorer(model)
         if self.recipe.evaluation.engine == "vllm":
             scorer = replace(scorer, open_vllm=partial(self._vllm, adapter))
-        adapter_hash = "" if adapter is None else _adapter_hash(adapter)
+        tuned_by = "" if adapter is None else adapter_hash(adapter)
         records: list[DocumentRecord] = []
         asked = [(loaded, documents) for loaded, documents in self.data.tested if self._applies(system, loaded.task)]
         with tracking(f"scoring {system}", sum(len(rows) for _, rows in asked), shown=self.progress) as tracker:
@@ -138,7 +137,7 @@ class Session:
                 protocols = split_protocols(task, scorer.decoding)
                 file = None
                 if folder is not None:
-                    known = self._fingerprint(system, adapter_hash, loaded, shown.shots, documents, chunk)
+                    known = self._fingerprint(system, tuned_by, loaded, shown.shots, documents, chunk)
                     file = ScoredFile(folder, system, task.name, known)
                 records += scored_records(
                     partial(ask, system=system, on_batch=tracker.advance),
@@ -296,13 +295,6 @@ def _lost(records: Sequence[DocumentRecord]) -> tuple[int, int]:
     shortened = {(record.task, record.example_id) for record in records if record.truncated}
     unfit = {(record.task, record.example_id) for record in records if record.output is None}
     return len(shortened), len(unfit)
-
-
-def _adapter_hash(adapter: Path) -> str:
-    """What an adapter does depends on its weights and on the scale that its configuration gives them."""
-    config = adapter / "adapter_config.json"
-    scale = config.read_text(encoding="utf-8") if config.is_file() else ""
-    return hash_of([read_adapter_info(adapter).content_hash, scale])
 
 
 def _device_name(device: torch.device) -> str:

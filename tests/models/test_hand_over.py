@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tests.models.test_fast_layers import assert_fast_equals_plain
 
 from fintune.models import attach_adapter, load_adapter, save_adapter
 from fintune.models.adapters import peft_quiet, target_layers
 from fintune.models.hand_over import start_adapter
 from fintune.schema.errors import AdapterError
 from fintune.schema.recipe import AdapterSection
-from tests.models.test_fast_layers import assert_fast_equals_plain
 
 # Sums over more or reordered ranks, in fp32: a few units in the last place of logits of size ten.
 TOLERANCE = {"atol": 5e-6, "rtol": 2e-6}

@@ -12,6 +12,8 @@
       predictions.jsonl    one record per document and system
       results.json         aggregates with intervals
       report.html, report.md, tables.tex, figures/
+      stages.json          of a run with stages: their order, and what it was chosen by
+      stages/1-NAME/       of a run with stages: each is a run of its own
 """
 
 from __future__ import annotations
@@ -84,6 +86,11 @@ class RunDirectory:
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.path / "tensorboard"
+
+    @property
+    def stages(self) -> Path:
+        """The order of the stages, and what it was chosen by."""
+        return self.path / "stages.json"
 
     def read_results(self) -> EvaluationResults:
         """The aggregates of a finished evaluation.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
-from fintune.schema.errors import RunError
+from fintune.models.adapter_files import adapter_folder, read_adapter_info
+from fintune.schema.errors import AdapterError, RunError
 from fintune.schema.loading import load_recipe
 from fintune.schema.recipe import Recipe
 from fintune.schema.run_directory import RunDirectory
+from fintune.schema.stages import SECTIONS
 from fintune.trees.chat import EncodedSet
 
 _FREE_KEYS = (
@@ -18,6 +21,7 @@ _FREE_KEYS = (
 )
 # Keys newer than some checkpoints, with what these were made with: there they say nothing about identity.
 _LATER_DATA_KEYS = {"mixture": "proportional", "mixture_temperature": 2.0, "remove_same_document": True}
+_LATER_ADAPTER_KEYS = {"init_hash": None, "hand_over": None}
 _LATER_TASK_KEYS = {"weight": None, "proportion": 1.0, "epochs": 1.0}
 _NUMERIC_KEYS = (
     ("model", "dtype"),
@@ -47,19 +51,39 @@ def _training_identity(recipe: Recipe) -> dict[str, Any]:
 
     So may what changes only the last bits: training goes on with a warning.
     """
-    whole = recipe.model_dump(mode="json", include={"seed", "model", "adapter", "data", "training"})
+    whole = recipe.model_dump(mode="json", include={"seed", "model", "stages", "stage_order", *SECTIONS})
+    stages = whole.pop("stages")
+    order = whole.pop("stage_order")
+    for section, key in _NUMERIC_KEYS:
+        if section == "model":
+            del whole["model"][key]
+    if not stages:
+        return whole | _steering({name: whole[name] for name in SECTIONS})
+    own = {name: whole.pop(name) for name in SECTIONS}
+    steering = [{"name": stage["name"]} | _steering({name: stage[name] for name in SECTIONS}) for stage in stages]
+    mixed = {"training": _steering(own)["training"]} if order == "mixed" else {}
+    return whole | mixed | {"stage_order": order, "stages": steering}
+
+
+def _steering(sections: dict[str, Any]) -> dict[str, Any]:
+    """What of data, adapter and training steers the result, by keys that older runs have too."""
     for section, key in (*_FREE_KEYS, *_NUMERIC_KEYS):
-        del whole[section][key]
-    for key, before in _LATER_DATA_KEYS.items():
-        if whole["data"][key] == before:
-            del whole["data"][key]
-    for task in whole["data"]["tasks"]:
-        for key, default in _LATER_TASK_KEYS.items():
-            if task[key] == default:
-                del task[key]
+        if section in sections:
+            del sections[section][key]
+    del sections["adapter"]["init_adapter"]  # a place; what lies there has the hash beside it
+    for part, defaults in (("data", _LATER_DATA_KEYS), ("adapter", _LATER_ADAPTER_KEYS)):
+        _drop_defaults(sections[part], defaults)
+    for task in sections["data"]["tasks"]:
+        _drop_defaults(task, _LATER_TASK_KEYS)
         if task["table"] is not None:
             del task["table"]["licence"]  # terms may be stated later
-    return whole
+    return sections
+
+
+def _drop_defaults(section: dict[str, Any], defaults: dict[str, Any]) -> None:
+    for key, default in defaults.items():
+        if section[key] == default:
+            del section[key]
 
 
 def require_same_recipe(run: RunDirectory, recipe: Recipe, *, resolved: bool) -> None:
@@ -83,6 +107,32 @@ def require_same_recipe(run: RunDirectory, recipe: Recipe, *, resolved: bool) ->
             f"{run.path} holds a run with another {', '.join(changed)}.",
             "Choose another --output-dir, or --no-resume to start beside it.",
         )
+
+
+def pinned_start(recipe: Recipe) -> Recipe:
+    """The recipe with the hash of the adapter it starts from.
+
+    Raises:
+        AdapterError: there is none, or it is not the one that the recipe pins.
+    """
+    adapter = recipe.adapter
+    if adapter.init_adapter is None:
+        return recipe
+    found = adapter_hash(adapter_folder(adapter.init_adapter))
+    if adapter.init_hash not in (None, found):
+        raise AdapterError(
+            f"The adapter {adapter.init_adapter} has the hash {found[:12]}…, but the recipe pins "
+            f"{str(adapter.init_hash)[:12]}….",
+            "Restore the adapter, or clear adapter.init_hash to accept this one.",
+        )
+    return recipe.model_copy(update={"adapter": adapter.model_copy(update={"init_hash": found})})
+
+
+def adapter_hash(folder: Path) -> str:
+    """What an adapter does depends on its weights and on the scale that its configuration gives them."""
+    config = folder / "adapter_config.json"
+    scale = config.read_text(encoding="utf-8") if config.is_file() else ""
+    return hash_of([read_adapter_info(folder).content_hash, scale])
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:

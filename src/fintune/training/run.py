@@ -17,12 +17,14 @@ from typing import Any
 
 from fintune.inference.forward import EdgeModel
 from fintune.models.adapter_files import save_adapter
+from fintune.models.hand_over import FrozenPart
 from fintune.models.load import LoadedBase
 from fintune.schema.errors import DependencyError, RunError
 from fintune.schema.recipe import Packing, Recipe, TrainingSection
 from fintune.schema.run_directory import RunDirectory
 from fintune.training.by_task import TaskMeter
 from fintune.training.callbacks import (
+    FrozenCallback,
     InterruptCallback,
     MetricsCallback,
     ProgressCallback,
@@ -168,6 +170,7 @@ def train_model(
     progress: bool = True,
     tasks: Sequence[int] = (),
     task_names: Sequence[str] = (),
+    frozen: FrozenPart | None = None,
 ) -> TrainedRun:
     """Trains ``model`` in place and writes checkpoints, metrics and the adapter into the run directory.
 
@@ -184,6 +187,7 @@ def train_model(
         progress: show the progress bar.
         tasks: one task number per sample; needed for a mixture, and for figures by task.
         task_names: the tasks by number; each has samples.
+        frozen: the part of the trained matrices that stays as it is.
 
     Raises:
         RecipeError: the mixture cannot be drawn.
@@ -229,7 +233,7 @@ def train_model(
     bar = ProgressCallback(metrics) if progress else None
     schedule, interrupt = ScheduleCallback(training.save_steps, training.eval_steps), InterruptCallback()
     callbacks = [metrics, schedule, StoppingCallback(training), interrupt, *([bar] if bar else [])]
-    callbacks += _tensorboard(recipe, run, start.step)
+    callbacks += [*([FrozenCallback(frozen)] if frozen else []), *_tensorboard(recipe, run, start.step)]
     trainer = TreeTrainer(
         model,
         trainer_arguments(recipe, base, run.checkpoints, total_steps),
@@ -248,6 +252,7 @@ def train_model(
         memory_remedy=memory_remedy(recipe, fast=bool(choice.policies)),
         may_record=choice.has_room_for_graphs,
         meter=meter,
+        frozen=frozen,
     )
     metrics.trainer = trainer
     started = time.perf_counter()

@@ -21,6 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from fintune.inference.forward import EdgeModel
 from fintune.models.fast_layers import Memory
+from fintune.models.hand_over import FrozenPart
 from fintune.schema.errors import RunError
 from fintune.training.ahead import StepsAhead
 from fintune.training.by_task import TASK_LOSS, TaskMeter
@@ -65,6 +66,7 @@ class TreeTrainer(Trainer):
         memory_remedy: what to do when a single sample does not fit.
         may_record: whether memory has room for passes recorded as CUDA graphs beside those that are not.
         meter: adds up losses by task; None when the steps do not tell tasks apart.
+        frozen: the part of the trained matrices that no update may change; None when there is none.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class TreeTrainer(Trainer):
         memory_remedy: str = "",
         may_record: bool = True,
         meter: TaskMeter | None = None,
+        frozen: FrozenPart | None = None,
     ) -> None:
         self.edge_model = edge_model
         self.steps = steps
@@ -99,6 +102,7 @@ class TreeTrainer(Trainer):
         self.memory_remedy = memory_remedy
         self.may_record = may_record
         self.meter = meter
+        self.frozen = frozen
         self.last_step: Step | None = None
         self.logged_skips = ""  # of the latest line of metrics, for MetricsCallback; likewise the next
         self.logged_tasks: dict[str, dict[str, float]] = {}
@@ -152,6 +156,8 @@ class TreeTrainer(Trainer):
         while (failed := self._accumulate(model, step)) is not None:
             step = self._with_less_memory(model, step, failed)
             drawn.restore()
+        if self.frozen is not None:
+            self.frozen.drop_gradients()
         self.last_step = step
         return torch.zeros((), device=self.args.device)  # ``_get_grad_norm`` knows the loss without a second wait
 
