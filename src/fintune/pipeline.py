@@ -10,7 +10,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from fintune.environment import describe_environment
 from fintune.evaluation.confidence import save_validation
 from fintune.inference.forward import EdgeModel
 from fintune.models.adapter_files import load_adapter, read_adapter_info, require_same_base, save_adapter
-from fintune.models.adapters import attach_adapter, count_parameters, trainable_parameters_line
+from fintune.models.adapters import count_parameters, format_parameter_counts
+from fintune.models.hand_over import FrozenPart, start_adapter
 from fintune.schema.errors import DataError, RecipeError, RunError
 from fintune.schema.example import Example
 from fintune.schema.loading import save_recipe
@@ -36,10 +38,10 @@ from fintune.schema.run_directory import (
     write_text_atomically,
     writing,
 )
-from fintune.session import Session
+from fintune.session import Session, hand_over
 from fintune.tasks.registry import task_of
 from fintune.tasks.selection import balanced_weights
-from fintune.training.identity import require_same_recipe, run_fingerprint
+from fintune.training.identity import pinned_start, require_same_recipe, run_fingerprint
 from fintune.trees.chat import EncodedSet, encode_all
 from fintune.trees.plan import group_numbers, numbered
 from fintune.trees.prefix_tree import TokenSample
@@ -53,13 +55,49 @@ def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> Training
     Raises:
         RunError: the directory holds a run of another recipe, data set or base.
     """
-    from fintune.training.run import TrainedRun, require_trackers, train_model
+    if recipe.stages:
+        from fintune.staged import run_stages
 
+        return run_stages(recipe, run, progress=progress)
     started = time.perf_counter()
+    session = _opened(recipe, run, progress=progress)
+    train_set = _encoded_training_set(session)
+    is_trained = run.adapter.is_dir()
+    base_records = session.score_base(folder=scored_folder(run))
+    if is_trained:
+        log.warning("%s is trained already; its adapter is evaluated.", run.path)
+        session = session.on_base_of(run.adapter)
+        model, facts = session.edge_model(load_adapter(session.base, run.adapter)), known_facts(run)
+    else:
+        session, model, facts = _trained(session, run, train_set, progress=progress)
+    lost = {"truncated_training_samples": train_set.truncated, "dropped_training_samples": train_set.dropped}
+    results = evaluate_run(session, model, base_records, run, lost, started)
+    report = write_run_report(run, session.recipe) if session.recipe.report.enabled else None
+    return TrainingOutcome(run.path, run.adapter, results, report, facts)
+
+
+def train_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> dict[str, Any]:
+    """Trains into ``run`` without measuring anything, unless that was done before; returns its facts.
+
+    Raises:
+        RunError: the directory holds a run of another recipe, data set or base.
+    """
+    if run.adapter.is_dir():
+        require_same_recipe(run, pinned_start(recipe), resolved=False)
+        log.info("%s is trained already.", run.path)
+        return known_facts(run)
+    session = _opened(recipe, run, progress=progress)
+    return _trained(session, run, _encoded_training_set(session), progress=progress)[2]
+
+
+def _opened(recipe: Recipe, run: RunDirectory, *, progress: bool) -> Session:
+    """Rows and base of a run whose directory is its own; what is known of them is written there."""
+    from fintune.training.run import require_trackers
+
     _require_one_process()
     require_trackers(recipe)
     require_same_recipe(run, recipe, resolved=False)
-    session = Session.open(recipe, training=True, progress=progress)
+    session = Session.open(pinned_start(recipe), training=True, progress=progress)
     require_same_recipe(run, session.recipe, resolved=True)
     with writing(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
@@ -67,41 +105,42 @@ def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> Training
     save_recipe(session.recipe, run.recipe)
     write_json(run.environment, describe_environment())
     write_json(run.data_report, {"tasks": [report.model_dump(mode="json") for report in session.data.quality]})
+    return session
 
-    train_set = _encoded_training_set(session)
-    is_trained = run.adapter.is_dir()
-    facts = _known_facts(run) if is_trained else {}
-    base_records = _base_records(session, run)
-    if is_trained:
-        log.warning("%s is trained already; its adapter is evaluated.", run.path)
-        model = session.edge_model(load_adapter(session.base, run.adapter))
-    else:
-        model = session.edge_model(attach_adapter(session.base, session.recipe.adapter, seed=session.recipe.seed))
-        facts = _model_facts(session, model, train_set)
-        scorer = session.scorer(model)
-        validation = session.data.validation
-        rows = [session.data.train[position] for position in train_set.kept]
-        tasks, task_names = numbered(row.task for row in rows)
-        trained: TrainedRun = train_model(
-            session.recipe,
-            session.base,
-            model,
-            _training_samples(session, train_set),
-            group_numbers(rows),
-            run,
-            tasks=tasks,
-            task_names=task_names,
-            packing=session.packing,
-            validate=(lambda: scorer.validation_metrics(validation)) if _validates(session) else None,
-            fingerprint=run_fingerprint(session.recipe, train_set, session.base.files.content_hash),
-            progress=progress,
-        )
-        facts |= _training_facts(trained)
-        write_json(run.facts, facts)
-        _save_result(session, model, run)
-    results = _evaluate_run(session, model, base_records, run, train_set, started)
-    report = write_run_report(run, session.recipe) if session.recipe.report.enabled else None
-    return TrainingOutcome(run.path, run.adapter, results, report, facts)
+
+def _trained(
+    session: Session, run: RunDirectory, train_set: EncodedSet, *, progress: bool
+) -> tuple[Session, EdgeModel, dict[str, Any]]:
+    """Trains what the recipe asks for; with the session on the base that the adapter belongs to, and facts."""
+    from fintune.training.run import train_model
+
+    recipe, data = session.recipe, session.data
+    session, handed = hand_over(session, run, [encoded.prompt.tolist() for encoded in train_set.encoded])
+    start = start_adapter(session.base, recipe.adapter, seed=recipe.seed)
+    model = session.edge_model(start.model)
+    facts = _model_facts(session, model, train_set, start.frozen) | handed
+    scorer = session.scorer(model)
+    rows = [data.train[position] for position in train_set.kept]
+    tasks, task_names = numbered(row.task for row in rows)
+    trained = train_model(
+        session.recipe,
+        session.base,
+        model,
+        _training_samples(session, train_set),
+        group_numbers(rows),
+        run,
+        tasks=tasks,
+        task_names=task_names,
+        packing=session.packing,
+        validate=(lambda: scorer.validation_metrics(data.validation)) if _validates(session) else None,
+        fingerprint=run_fingerprint(recipe, train_set, session.base.files.content_hash),
+        progress=progress,
+        frozen=start.frozen,
+    )
+    facts |= _training_facts(trained)
+    write_json(run.facts, facts)
+    _save_result(session, model, run)
+    return session, model, facts
 
 
 def evaluate_recipe(
@@ -132,7 +171,7 @@ def evaluate_recipe(
         with writing(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
         clear_leftovers(run)
-        folder = _scored(run)
+        folder = scored_folder(run)
     info = read_adapter_info(adapter) if adapter is not None else None
     if info is not None:
         require_same_base(session.base, info)
@@ -161,7 +200,7 @@ def write_run_report(run: RunDirectory, recipe: Recipe) -> Path:
     from fintune.reporting.card import write_model_card
     from fintune.reporting.report import write_report
 
-    results, facts = run.read_results(), _known_facts(run)
+    results, facts = run.read_results(), known_facts(run)
     with writing(run.path):
         page = write_report(
             run.path,
@@ -189,33 +228,34 @@ def write_comparison(run: RunDirectory, results: EvaluationResults, records: lis
         return write_report(run.path, recipe=None, results=results, records=records, history=(), model_facts={})
 
 
-def _evaluate_run(
+def evaluate_run(
     session: Session,
     model: EdgeModel,
     base_records: list[DocumentRecord],
     run: RunDirectory,
-    train_set: EncodedSet,
+    lost: Mapping[str, Any],
     started: float,
 ) -> EvaluationResults:
-    tuned = session.score(model, "tuned", folder=_scored(run), adapter=run.adapter)
-    records = [*base_records, *tuned, *session.score_classical(folder=_scored(run))]
-    counts: dict[str, Any] = {
-        **session.data.counts,
-        "truncated_training_samples": train_set.truncated,
-        "dropped_training_samples": train_set.dropped,
-    }
+    """Scores the trained model and the classical systems, and writes what they and the base scored into ``run``.
+
+    Args:
+        session: the rows, and the base that ``model`` is on.
+        model: the model with the adapter of ``run``.
+        base_records: what the untuned base scored.
+        run: where its adapter lies, and records and results go.
+        lost: counts of training samples that were shortened or dropped.
+        started: when the run began, by ``time.perf_counter``.
+    """
+    tuned = session.score(model, "tuned", folder=scored_folder(run), adapter=run.adapter)
+    records = [*base_records, *tuned, *session.score_classical(folder=scored_folder(run))]
+    counts: dict[str, Any] = {**session.data.counts, **lost}
     results = session.results(records, str(run.adapter), counts, time.perf_counter() - started)
     write_records(run.predictions, records)
     write_text_atomically(run.results, results.model_dump_json(indent=2))
     return results
 
 
-def _base_records(session: Session, run: RunDirectory) -> list[DocumentRecord]:
-    """The untuned base on all documents: kept from an earlier start of this run, or scored now."""
-    return session.score_base(folder=_scored(run))
-
-
-def _scored(run: RunDirectory) -> Path:
+def scored_folder(run: RunDirectory) -> Path:
     """Where the records of each system are kept while it is scored."""
     return run.path / "scored"
 
@@ -246,18 +286,34 @@ def _require_one_process() -> None:
 
 def _save_result(session: Session, model: EdgeModel, run: RunDirectory) -> None:
     """The adapter with tokenizer and recipe, so that it can be moved away from its run and still be used rightly."""
+    with placing_adapter(run) as aside:
+        place = save_adapter(model.model, session.base.tokenizer, aside / "adapter", session.base.files)
+        describe_adapter(place, session, model, session.recipe)
+
+
+@contextmanager
+def placing_adapter(run: RunDirectory) -> Iterator[Path]:
+    """A folder in which the block makes ``adapter``, which then takes its place in the run.
+
+    Raises:
+        RunError: it could not be written.
+    """
     try:
         with tempfile.TemporaryDirectory(dir=run.path, prefix=".adapter-") as aside:
-            place = save_adapter(model.model, session.base.tokenizer, Path(aside) / "adapter", session.base.files)
-            save_recipe(session.recipe, RunDirectory(place).recipe)
-            chose = session.recipe.training.best_metric is not None
-            save_validation(place, _validation_records(session, model), chose_checkpoint=chose)
-            place.rename(run.adapter)
+            yield Path(aside)
+            (Path(aside) / "adapter").rename(run.adapter)
     except (OSError, SafetensorError) as exc:
         raise RunError(
             f"The adapter could not be written to {run.adapter} ({exc}).",
             "Free some space and start the same command again; it goes on from the last checkpoint.",
         ) from exc
+
+
+def describe_adapter(place: Path, session: Session, model: EdgeModel, recipe: Recipe) -> None:
+    """Writes beside an adapter the recipe it came from, and its answers to the session's validation rows."""
+    save_recipe(recipe, RunDirectory(place).recipe)
+    chose = session.recipe.training.best_metric is not None
+    save_validation(place, _validation_records(session, model), chose_checkpoint=chose)
 
 
 def _validation_records(session: Session, model: EdgeModel) -> list[DocumentRecord]:
@@ -277,15 +333,19 @@ def _validates(session: Session) -> bool:
     return session.recipe.training.eval_steps is not None and bool(session.data.validation)
 
 
-def _known_facts(run: RunDirectory) -> dict[str, Any]:
+def known_facts(run: RunDirectory) -> dict[str, Any]:
+    """What a run has measured about itself so far."""
     if not run.facts.is_file():
         return {}
     facts: dict[str, Any] = json.loads(run.facts.read_text(encoding="utf-8"))
     return facts
 
 
-def _model_facts(session: Session, model: EdgeModel, train_set: EncodedSet) -> dict[str, Any]:
+def _model_facts(
+    session: Session, model: EdgeModel, train_set: EncodedSet, frozen: FrozenPart | None
+) -> dict[str, Any]:
     trainable, total = count_parameters(model.model)
+    trainable -= frozen.parameters if frozen else 0
     return {
         "base_model": session.base.files.hub_id or session.recipe.model.base,
         "base_source": session.recipe.model.base,
@@ -299,7 +359,8 @@ def _model_facts(session: Session, model: EdgeModel, train_set: EncodedSet) -> d
         "packing": session.packing,
         "trainable_parameters": trainable,
         "all_parameters": total,
-        "trainable_line": trainable_parameters_line(model.model),
+        "trainable_line": format_parameter_counts(trainable, total),
+        **({"frozen_adapter_parameters": frozen.parameters} if frozen else {}),
         "training_samples": len(train_set.encoded),
         "truncated_samples": train_set.truncated,
         "dropped_samples": train_set.dropped,
@@ -323,6 +384,7 @@ def _training_facts(trained: Any) -> dict[str, Any]:
         "best_step": trained.best_step,
         "final_loss": trained.final_loss,
         "training_seconds": round(trained.seconds, 2),
+        "samples_drawn": trained.samples,
         "sample_tokens": trained.sample_tokens,
         "distinct_tokens": trained.distinct_tokens,
         "sharing_ratio": round(trained.sample_tokens / max(trained.distinct_tokens, 1), 3),

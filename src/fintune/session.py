@@ -6,6 +6,7 @@ Enters: a recipe. Leaves: ``Session``, which training and evaluation share: its 
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 from collections.abc import Collection, Sequence
@@ -25,10 +26,14 @@ from fintune.evaluation.suite import FIVE, RunData, load_run_data
 from fintune.inference.forward import EdgeModel, choose_backend, supported_packing
 from fintune.inference.progress import tracking
 from fintune.inference.vllm_engine import VllmModel, open_vllm, require_vllm
+from fintune.models.adapter_files import adapter_folder
 from fintune.models.load import LoadedBase, load_base
+from fintune.models.merged_base import merge_adapter, merged_section
 from fintune.schema.example import Example
+from fintune.schema.loading import load_recipe
 from fintune.schema.recipe import Packing, Recipe
 from fintune.schema.results import Comparison, DocumentRecord, EvaluationResults, TaskResult
+from fintune.schema.run_directory import RunDirectory, write_json
 from fintune.tasks.base import LoadedTask, Task
 from fintune.tasks.shots import with_shots
 from fintune.training.identity import adapter_hash, hash_of
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FIVE_SHOT, CALIBRATED = "base_5shot", "base_calibrated"
+MERGE_PROMPTS = 8
 VLLM_MEMORY = 0.5  # share of the GPU's memory; the rest holds our own model, which ranks labels
 BASE_VARIANTS = {"five_shot": FIVE_SHOT, "calibrated": CALIBRATED}
 
@@ -86,6 +92,19 @@ class Session:
             update={"revision": base.files.revision, "content_hash": base.files.content_hash}
         )
         return cls(data.recipe.model_copy(update={"model": pinned}), data, base, progress)
+
+    def on_base_of(self, adapter: Path) -> Session:
+        """The session on the base that an adapter was trained on, which is another one once adapters were merged."""
+        trained = load_recipe(RunDirectory(adapter).recipe).model
+        if trained.content_hash == self.base.files.content_hash:
+            return self
+        return self.on_base(load_base(trained, device=self.base.model.device, for_training=True))
+
+    def on_base(self, base: LoadedBase) -> Session:
+        """The same rows with another base of the same tokenizer."""
+        update = {"base": str(base.files.path), "revision": None, "content_hash": base.files.content_hash}
+        model = self.recipe.model.model_copy(update=update | {"quantization": base.quantization})
+        return replace(self, base=base, recipe=self.recipe.model_copy(update={"model": model}))
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -288,6 +307,40 @@ class Session:
             counts=counts,
             elapsed_s=elapsed_s,
         )
+
+
+def hand_over(session: Session, run: RunDirectory, prompts: Sequence[list[int]]) -> tuple[Session, dict[str, Any]]:
+    """Carries out ``adapter.hand_over=merge``, unless that was done before; other rules are for ``start_adapter``.
+
+    Args:
+        session: on the base of the earlier adapter, which is used up.
+        run: gets the merged base as ``base/`` and what the merge changed as ``merge.json``.
+        prompts: tokens of some prompts, of which the first are compared.
+
+    Returns:
+        The session on the merged base, and the facts of the merge.
+    """
+    adapter = session.recipe.adapter
+    if adapter.hand_over != "merge" or adapter.init_adapter is None:
+        return session, {}
+    target, note, section = run.path / "base", run.path / "merge.json", session.recipe.model
+    if note.is_file():
+        facts = json.loads(note.read_text(encoding="utf-8"))
+        held, device = session.base.quantization, session.base.model.device
+        return session.on_base(
+            load_base(merged_section(section, held, target), device=device, for_training=True)
+        ), facts
+    base, gap = merge_adapter(
+        session.base, section, adapter_folder(adapter.init_adapter), target, prompts[:MERGE_PROMPTS]
+    )
+    log.warning(
+        "Merging the earlier adapter moved the last logits of %d prompts by %.3g on average and %.3g at most; "
+        "their mean size is %.3g.",
+        gap.prompts, gap.mean, gap.largest, gap.mean_size,
+    )  # fmt: skip
+    facts = {"hand_over": gap.as_facts()}
+    write_json(note, facts)
+    return session.on_base(base), facts
 
 
 def _lost(records: Sequence[DocumentRecord]) -> tuple[int, int]:

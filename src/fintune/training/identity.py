@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from fintune.models.adapter_files import adapter_folder, read_adapter_info
 from fintune.schema.errors import AdapterError, RunError
 from fintune.schema.loading import load_recipe
 from fintune.schema.recipe import Recipe
 from fintune.schema.run_directory import RunDirectory
-from fintune.schema.stages import SECTIONS
+from fintune.schema.stages import SECTIONS, whole_recipe
 from fintune.trees.chat import EncodedSet
 
 _FREE_KEYS = (
@@ -51,18 +53,20 @@ def _training_identity(recipe: Recipe) -> dict[str, Any]:
 
     So may what changes only the last bits: training goes on with a warning.
     """
-    whole = recipe.model_dump(mode="json", include={"seed", "model", "stages", "stage_order", *SECTIONS})
-    stages = whole.pop("stages")
-    order = whole.pop("stage_order")
+    whole = _dumped(recipe, "seed", "model", *SECTIONS)
     for section, key in _NUMERIC_KEYS:
         if section == "model":
             del whole["model"][key]
-    if not stages:
+    if not recipe.stages:
         return whole | _steering({name: whole[name] for name in SECTIONS})
-    own = {name: whole.pop(name) for name in SECTIONS}
-    steering = [{"name": stage["name"]} | _steering({name: stage[name] for name in SECTIONS}) for stage in stages]
-    mixed = {"training": _steering(own)["training"]} if order == "mixed" else {}
-    return whole | mixed | {"stage_order": order, "stages": steering}
+    stages = [{"name": stage.name} | _steering(_dumped(stage, *SECTIONS)) for stage in recipe.stages]
+    mixed = _steering(_dumped(whole_recipe(recipe), *SECTIONS)) if recipe.stage_order == "mixed" else {}
+    staged = {"seed": whole["seed"], "model": whole["model"], "stage_order": recipe.stage_order, "stages": stages}
+    return staged | {key: section for key, section in mixed.items() if key == "training"}
+
+
+def _dumped(section: BaseModel, *keys: str) -> dict[str, Any]:
+    return section.model_dump(mode="json", include=set(keys))
 
 
 def _steering(sections: dict[str, Any]) -> dict[str, Any]:
