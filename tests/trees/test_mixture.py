@@ -148,3 +148,12 @@ def test_half_an_epoch_goes_on_with_the_other_half():
     assert mixture is not None
     halves = [mixture.epoch_order(1, epoch).tolist() for epoch in range(2)]
     assert len(halves[0]) == 5 and sorted(halves[0] + halves[1]) == list(range(10))
+
+
+def test_part_of_a_pass_is_the_same_rows_whatever_other_tasks_there_are():
+    def drawn(names, tasks):
+        data = DataSection(tasks=[{"name": name, "epochs": 0.5 if name == "b" else 1} for name in names])
+        order = make_mixture(data, tasks, names).epoch_order(3, 0).tolist()
+        return {i - tasks.index(names.index("b")) for i in order if tasks[i] == names.index("b")}
+
+    assert len(drawn(["b"], [0] * 20)) == 10 and drawn(["b"], [0] * 20) == drawn(["a", "b"], [0] * 7 + [1] * 20)

@@ -7,6 +7,7 @@ and epoch: nothing has to be saved, and a resumed run draws what the straight ru
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,12 @@ class Mixture:
     Attributes:
         tasks: one task number per sample.
         draws: samples that an epoch draws of each task.
+        seeds: decides the order of each task's rows, beside the run's seed; its number where there are none.
     """
 
     tasks: tuple[int, ...]
     draws: tuple[int, ...]
+    seeds: tuple[int, ...] = ()
 
     def epoch_order(self, seed: int, epoch: int) -> IntArray:
         """Sample numbers in the order in which ``epoch`` draws them."""
@@ -47,7 +50,8 @@ class Mixture:
         rows = np.flatnonzero(np.asarray(self.tasks) == task)
         first, last = start // len(rows), (start + count - 1) // len(rows)
         # numpy takes missing entries of a seed for zeros: counted from 1, none equals that of an epoch's slots.
-        passes = [np.random.default_rng([seed, n + 1, task + 1]).permutation(rows) for n in range(first, last + 1)]
+        own = self.seeds[task] if self.seeds else task + 1
+        passes = [np.random.default_rng([seed, n + 1, own]).permutation(rows) for n in range(first, last + 1)]
         return np.concatenate(passes)[start - first * len(rows) :][:count]
 
 
@@ -70,7 +74,9 @@ def make_mixture(data: DataSection, tasks: Sequence[int], names: Sequence[str]) 
     if not tasks:
         raise InternalError(f"The samples of data.mixture={data.mixture} came without their tasks.")
     if data.mixture == "proportional":
-        return Mixture(tuple(tasks), _draws_by_epochs(tasks, names, own_epochs))
+        # By name, so that part of a pass is the same rows whatever other tasks there are.
+        seeds = tuple(zlib.crc32(name.encode()) + 1 for name in names)
+        return Mixture(tuple(tasks), _draws_by_epochs(tasks, names, own_epochs), seeds)
     draws = draws_per_epoch(task_shares(data, tasks, names), len(tasks))
     for name, count in zip(names, draws, strict=True):
         if not count:
