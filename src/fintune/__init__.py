@@ -29,11 +29,13 @@ from fintune.schema.outcomes import PreviewSample, TaskInfo, TrainingOutcome  # 
 from fintune.schema.recipe import Recipe  # noqa: E402
 
 if TYPE_CHECKING:
+    from fintune.curriculum import CurriculumTrainer
     from fintune.flare import FLAREEvaluator
 
-_ON_DEMAND = {"FLAREEvaluator": "fintune.flare"}
+_ON_DEMAND = {"CurriculumTrainer": "fintune.curriculum", "FLAREEvaluator": "fintune.flare"}
 
 __all__ = [
+    "CurriculumTrainer",
     "FLAREEvaluator",
     "FintuneError",
     "PreviewSample",
