@@ -75,7 +75,7 @@ def sources(recipe, *, local):
     sections = [("data.tasks", found.data.tasks)] if not found.stages else [
         (f"stages.{number}.data.tasks", stage.data.tasks) for number, stage in enumerate(found.stages)
     ]  # fmt: skip
-    samples = ("finqa", "convfinqa", "acl18", "ner")
+    samples = ("convfinqa", "acl18", "ner")
     return [
         f"{where}.{number}.source=sample"
         for where, tasks in sections
