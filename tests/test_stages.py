@@ -219,6 +219,8 @@ def test_a_stage_that_asks_is_measured_too(base, tmp_path):
     first = outcome.run_dir / "stages" / "1-complex"
     results = fintune.compare({"after one": first, "after both": outcome.run_dir})
     assert {r.task for r in results.results} == {"ner_typing", "tfns"}
+    card = (outcome.adapter_dir / "README.md").read_text()
+    assert "Stage complex: LoRA adapter on ner" in card and "Stage simple: LoRA adapter on tfns: rank 3" in card
     assert (first / "report.html").is_file() and "1-complex" in (outcome.run_dir / "report.md").read_text()
 
 
