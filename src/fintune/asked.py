@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune.schema.recipe import Recipe, TaskSection
+from fintune.schema.run_directory import adapter_folder
 
 if TYPE_CHECKING:
     from fintune.tasks.suites import AskedTask
@@ -77,8 +78,4 @@ def own_tables(trained: Recipe | None) -> list[str]:
 
 
 def _adapter_folder(adapter: str | Path | None) -> Path | None:
-    if adapter is None:
-        return None
-    from fintune.models.adapter_files import adapter_folder
-
-    return adapter_folder(adapter)
+    return None if adapter is None else adapter_folder(adapter)

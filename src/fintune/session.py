@@ -26,14 +26,13 @@ from fintune.evaluation.suite import FIVE, RunData, load_run_data
 from fintune.inference.forward import EdgeModel, choose_backend, supported_packing
 from fintune.inference.progress import tracking
 from fintune.inference.vllm_engine import VllmModel, open_vllm, require_vllm
-from fintune.models.adapter_files import adapter_folder
 from fintune.models.load import LoadedBase, load_base
 from fintune.models.merged_base import merge_adapter, merged_section
 from fintune.schema.example import Example
 from fintune.schema.loading import load_recipe
 from fintune.schema.recipe import Packing, Recipe
 from fintune.schema.results import Comparison, DocumentRecord, EvaluationResults, TaskResult
-from fintune.schema.run_directory import RunDirectory, write_json
+from fintune.schema.run_directory import RunDirectory, adapter_folder, write_json
 from fintune.tasks.base import LoadedTask, Task
 from fintune.tasks.shots import with_shots
 from fintune.training.identity import adapter_hash, hash_of

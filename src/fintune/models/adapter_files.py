@@ -24,7 +24,6 @@ from fintune.models.fp8_linear import refuse_merging
 from fintune.models.load import LoadedBase
 from fintune.models.quiet import no_progress_bars
 from fintune.schema.errors import AdapterError, ModelError
-from fintune.schema.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -107,13 +106,6 @@ def _replaceable(target: Path) -> bool:
     if not target.is_dir():
         return False
     return (target / NOTE).is_file() or (target / _CONFIG).is_file() or not any(target.iterdir())
-
-
-def adapter_folder(path: str | Path) -> Path:
-    """The adapter of a run directory, or the folder itself."""
-    folder = Path(path)
-    inside = RunDirectory(folder).adapter
-    return inside if inside.is_dir() else folder
 
 
 def read_adapter_info(path: str | Path) -> AdapterInfo:

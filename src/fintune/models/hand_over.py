@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fintune.models.adapter_files import adapter_folder, load_adapter, read_adapter_info, require_same_base
+from fintune.models.adapter_files import load_adapter, read_adapter_info, require_same_base
 from fintune.models.adapters import attach_adapter, attach_lora, lora_config, target_layers
 from fintune.models.earlier import EarlierAdapter, EarlierLayer, read_earlier
 from fintune.models.load import LoadedBase
 from fintune.schema.errors import AdapterError
 from fintune.schema.hand_over import RULES, hand_over_problem
 from fintune.schema.recipe import AdapterSection
+from fintune.schema.run_directory import adapter_folder
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

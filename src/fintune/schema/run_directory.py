@@ -121,6 +121,13 @@ class RunDirectory:
         return list(read_jsonl(self.metrics))
 
 
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter of a run directory, or the folder itself."""
+    folder = Path(path)
+    inside = RunDirectory(folder).adapter
+    return inside if inside.is_dir() else folder
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Makes a full disk, or a place that may not be written to, one sentence about ``path``.

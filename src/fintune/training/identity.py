@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fintune.models.adapter_files import adapter_folder, read_adapter_info
+from fintune.models.adapter_files import read_adapter_info
 from fintune.schema.errors import AdapterError, RunError
 from fintune.schema.loading import load_recipe
 from fintune.schema.recipe import Recipe
-from fintune.schema.run_directory import RunDirectory
+from fintune.schema.run_directory import RunDirectory, adapter_folder
 from fintune.schema.stages import SECTIONS, whole_recipe
 from fintune.trees.chat import EncodedSet
 
