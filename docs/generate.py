@@ -65,10 +65,14 @@ def recipe_reference() -> str:
     keys = recipe_keys()
     lines += _table("Top level", "", [key for key in keys.values() if "." not in key.name and key.section is None])
     for key in keys.values():
-        if key.section is not None:
+        if key.section is not None and not _in_a_stage(key):
             prefix = f"{key.name}.0." if key.is_list else f"{key.name}."
             fields = [keys[prefix + name] for name in key.section.model_fields]
             lines += _table(f"`{key.name}`", _purpose(key), [field for field in fields if field.section is None])
+        if key.name == "stages":
+            lines += [
+                "A stage also has `data`, `adapter` and `training`: of their keys, above, only those that differ.\n"
+            ]
     lines += [
         "## Names from other toolkits\n",
         "These are not keys of a recipe; the error message points to the key that is.\n",
@@ -77,6 +81,11 @@ def recipe_reference() -> str:
         *(f"| `{foreign}` | `{name}` |" for foreign, name in FOREIGN_NAMES.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _in_a_stage(key: Key) -> bool:
+    """The sections of a stage have the keys of the recipe's own."""
+    return key.name.startswith("stages.0.")
 
 
 def support_matrix() -> str:

@@ -77,9 +77,10 @@ def children(tmp_path_factory):
     base = write_tiny_model(tmp_path_factory.mktemp("tiny") / "llama")
     cache = tmp_path_factory.mktemp("cache")
 
-    def child(place: Path, moment: Moment | None = None) -> Watched:
+    def child(place: Path, moment: Moment | None = None, changes=CHANGES, recipe="quickstart") -> Watched:
         receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=kill_child.start, args=(send, str(base), str(place), str(cache), CHANGES))
+        given = (send, str(base), str(place), str(cache), changes, recipe)
+        process = context.Process(target=kill_child.start, args=given)
         process.start()
         send.close()
         said, killed, seen = [], False, 0
@@ -195,3 +196,56 @@ def require_little_redone(before: Watched, after: Watched, total: int) -> None:
     again = after.steps("step")
     goes_on_at = again[0] if again else total
     assert complete[-1] + 1 - goes_on_at <= SAVE_STEPS
+
+
+STAGES = {
+    "name": "stages",
+    "model": {"base": "replaced"},
+    "training": {"samples_per_step": 8, "max_length": 512, "learning_rate": 1e-3},
+    "stages": [
+        {"name": "one", "data": {"tasks": [{"name": "ner_typing", "source": "sample"}]}, "adapter": {"rank": 4}},
+        {
+            "name": "two",
+            "data": {"tasks": [{"name": "tfns", "source": "sample"}]},
+            "adapter": {"rank": 6, "hand_over": "stack"},
+        },
+    ],
+}
+STAGED = ("data.train_limit=20", "data.near_duplicate_threshold=null", "evaluation.limit=8", "training.save_steps=1")
+
+
+@pytest.mark.slow
+def test_a_run_with_stages_killed_inside_and_between_them_ends_in_the_same_bits(children, tmp_path):
+    def start(place, moment=None):
+        return children(place, moment, STAGED, STAGES)
+
+    straight = start(tmp_path / "straight")
+    assert straight.steps("step") == [0, 1, 2, 0, 1, 2]
+    expected = left_by_stages(tmp_path / "straight")
+    moments = [
+        Moment("step", 2, 0.0),
+        Moment("saving", 3, 0.01),
+        Moment("end of adapter", 1, 0.0),
+        Moment("step", 5, 0.0),
+        Moment("adapter", 2, 0.005),
+        Moment("copying", 1, 0.0),
+        Moment("scoring", 2, 0.0),
+    ]
+    for number, moment in enumerate(moments):
+        place = tmp_path / f"killed-{number}"
+        watched = start(place, moment)
+        assert watched.killed, f"{moment} was missed"
+        again = start(place)
+        assert left_by_stages(place) == expected, moment
+        redone = len(watched.steps("end of step")) + len(again.steps("step")) - 6
+        assert redone <= 1, f"{moment}: at most the step that was not saved is computed again"
+
+
+def left_by_stages(place: Path) -> dict[str, object]:
+    """What has to be equal in bits."""
+    adapters = sorted(place.rglob("adapter/adapter_model.safetensors"))
+    return {
+        "weights": {str(file.relative_to(place)): file.read_bytes() for file in adapters},
+        "predictions": (place / "predictions.jsonl").read_text(),
+        "files": sorted(str(path.relative_to(place)) for path in place.rglob("*.json*")),
+    }

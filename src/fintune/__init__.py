@@ -30,12 +30,18 @@ from fintune.schema.outcomes import PreviewSample, TaskInfo, TrainingOutcome  # 
 from fintune.schema.recipe import Recipe  # noqa: E402
 
 if TYPE_CHECKING:
+    from fintune.curriculum import CurriculumTrainer
     from fintune.flare import FLAREEvaluator
     from fintune.judging import judge
 
-_ON_DEMAND = {"FLAREEvaluator": "fintune.flare", "judge": "fintune.judging"}
+_ON_DEMAND = {
+    "CurriculumTrainer": "fintune.curriculum",
+    "FLAREEvaluator": "fintune.flare",
+    "judge": "fintune.judging",
+}
 
 __all__ = [
+    "CurriculumTrainer",
     "FLAREEvaluator",
     "FintuneError",
     "PreviewSample",

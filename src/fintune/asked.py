@@ -9,9 +9,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fintune.schema.adapter_records import adapter_place, require_place
+from fintune.schema.adapter_records import adapter_place, given_adapter
 from fintune.schema.recipe import Recipe, TaskSection
-from fintune.schema.run_directory import RunDirectory
+from fintune.schema.run_directory import adapter_folder
 
 if TYPE_CHECKING:
     from fintune.tasks.suites import AskedTask
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 def base_and_adapter(model: str | Path, adapter: str | Path | None) -> tuple[str, Path | None]:
     """The base, and the adapter beside it; a run or adapter folder given as the model is both."""
-    folder = _inside(require_place(adapter)) if adapter is not None else None
-    own = _inside(adapter_place(model))
+    folder = given_adapter(adapter) if adapter is not None else None
+    own = adapter_folder(adapter_place(model))
     if folder is not None or not own.is_dir():
         return str(model), folder
     if not any((own / name).is_file() for name in ("adapter_config.json", "fintune_base.json")):
@@ -80,9 +80,3 @@ def _is_gone(source: str | None) -> bool:
 def own_tables(trained: Recipe | None) -> list[str]:
     """Names of the tables and conversations of one's own that an adapter was trained on."""
     return [section.name for section in trained.data.tasks if section.table or section.conversations] if trained else []
-
-
-def _inside(place: Path) -> Path:
-    """The adapter of a run, or the folder itself."""
-    inside = RunDirectory(place).adapter
-    return inside if inside.is_dir() else place

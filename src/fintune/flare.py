@@ -89,7 +89,7 @@ class FLAREEvaluator:
         return {**{task: self._scores(results, task) for task in tasks}, "not_measured": left_out, "results": results}
 
     def _measure(self, test_data: str, names: Mapping[str, str]) -> dict[str, Any]:
-        task = _task_named(test_data, names)
+        task = task_named(test_data, names)
         place = self.output_dir / task if self.output_dir is not None else None
         results = self._evaluate((f"flare/{task}",), place)
         return {**self._scores(results, task), "results": results}
@@ -111,7 +111,12 @@ def scores_of(result: TaskResult) -> dict[str, float]:
     return {**scores, **({} if f1 is None else {"f1": f1}), "missing": result.missing_rate}
 
 
-def _task_named(test_data: str, names: Mapping[str, str]) -> str:
+def task_named(test_data: str, names: Mapping[str, str]) -> str:
+    """The task that a name of FLARE's papers stands for, however it is written.
+
+    Raises:
+        DataError: none of ``names`` is meant.
+    """
     key = re.sub(r"[^a-z0-9]", "", test_data.lower())
     if key not in names:
         nearest = difflib.get_close_matches(key, names, n=1)

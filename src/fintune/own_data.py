@@ -43,6 +43,10 @@ def recipe_for_table(
         if key not in given:
             raise RecipeError(f"The data {source} comes without the name of its {key} column.", f"Add --{key} COLUMN.")
     start = load_recipe(STARTING_RECIPE if recipe is None else recipe).model_dump(mode="json")
+    if start["stages"]:
+        raise RecipeError(
+            f"The recipe {start['name']} has stages, each with data of its own.", "Name a recipe without stages."
+        )
     name = task_name(source)
     start["data"]["tasks"] = [{"name": name, "source": str(source), "table": given}]
     start["evaluation"]["tasks"] = None

@@ -9,7 +9,8 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from fintune.environment import describe_environment
 from fintune.evaluation.confidence import save_validation
 from fintune.inference.forward import EdgeModel
 from fintune.models.adapter_files import load_adapter, read_adapter_info, require_same_base, save_adapter
-from fintune.models.adapters import attach_adapter, count_parameters, trainable_parameters_line
-from fintune.schema.errors import DataError, RunError
+from fintune.models.adapters import count_parameters, format_parameter_counts
+from fintune.models.hand_over import FrozenPart, start_adapter
+from fintune.schema.errors import DataError, RecipeError, RunError
 from fintune.schema.example import Example
 from fintune.schema.loading import save_recipe
 from fintune.schema.outcomes import TrainingOutcome
@@ -35,10 +37,10 @@ from fintune.schema.run_directory import (
     write_text_atomically,
     writing,
 )
-from fintune.session import Session
+from fintune.session import Session, hand_over
 from fintune.tasks.registry import task_of
 from fintune.tasks.selection import balanced_weights
-from fintune.training.identity import require_same_recipe, run_fingerprint
+from fintune.training.identity import pinned_start, require_same_recipe, run_fingerprint
 from fintune.training.ranks import Ranks
 from fintune.trees.chat import EncodedSet, encode_all
 from fintune.trees.plan import group_numbers, numbered
@@ -58,64 +60,83 @@ def run_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool, ranks: Rank
 
     Raises:
         RunError: the directory holds a run of another recipe, data set or base.
+        RecipeError: several processes cannot do it.
     """
-    from fintune.training.run import TrainedRun, require_libraries, train_model
-
-    started = time.perf_counter()
     ranks = ranks or Ranks()
+    _require_shared_alike(recipe, ranks)
+    if recipe.stages:
+        from fintune.staged import run_stages
+
+        return run_stages(recipe, run, progress=progress)
+    started = time.perf_counter()
     progress = progress and ranks.is_first
-    require_libraries(recipe, ranks.world)
-    require_same_recipe(run, recipe, resolved=False)
-    session = Session.open(recipe, training=True, progress=progress, ranks=ranks)
-    require_same_recipe(run, session.recipe, resolved=True)
-    ranks.wait()  # before anything is written
-    if ranks.is_first:
-        _describe_run(session, run)
+    session = _opened(recipe, run, ranks, progress=progress)
     train_set = _encoded_training_set(session)
     is_trained: bool = ranks.from_first(run.adapter.is_dir())
-    facts = _known_facts(run) if is_trained else {}
-    base_records = _base_records(session, run) if ranks.is_first else []
+    base_records = session.score_base(folder=scored_folder(run)) if ranks.is_first else []
     if is_trained:
         log.warning("%s is trained already; its adapter is evaluated.", run.path)
-        model = session.edge_model(load_adapter(session.base, run.adapter))
+        session = session.on_base_of(run.adapter)
+        model, facts = session.edge_model(load_adapter(session.base, run.adapter)), known_facts(run)
     else:
-        model = session.edge_model(attach_adapter(session.base, session.recipe.adapter, seed=session.recipe.seed))
-        facts = _model_facts(session, model, train_set)
-        scorer = session.scorer(model)
-        validation = session.data.validation
-        rows = [session.data.train[position] for position in train_set.kept]
-        tasks, task_names = numbered(row.task for row in rows)
-        trained: TrainedRun = train_model(
-            session.recipe,
-            session.base,
-            model,
-            _training_samples(session, train_set),
-            group_numbers(rows),
-            run,
-            tasks=tasks,
-            task_names=task_names,
-            packing=session.packing,
-            validate=(lambda: scorer.validation_metrics(validation)) if _validates(session) else None,
-            fingerprint=run_fingerprint(session.recipe, train_set, session.base.files.content_hash),
-            progress=progress,
-            ranks=ranks,
-        )
-        facts |= _training_facts(trained) | {"processes": ranks.world}
-        if ranks.is_first:
-            write_json(run.facts, facts)
-            _save_result(session, model, run, trained.weights)
+        session, model, facts = _trained(session, run, train_set, ranks, progress=progress)
     if not ranks.is_first:
         ranks.wait()  # for the evaluation
         return TrainingOutcome(run.path, run.adapter, run.read_results(), _written_report(run), facts)
-    results = _evaluate_run(session, model, base_records, run, train_set, started)
+    lost = {"truncated_training_samples": train_set.truncated, "dropped_training_samples": train_set.dropped}
+    results = evaluate_run(session, model, base_records, run, lost, started)
     report = write_run_report(run, session.recipe) if session.recipe.report.enabled else None
     ranks.wait()
     return TrainingOutcome(run.path, run.adapter, results, report, facts)
 
 
+def _require_shared_alike(recipe: Recipe, ranks: Ranks) -> None:
+    """Refuses what only one process can do."""
+    if ranks.world == 1:
+        return
+    if recipe.stages:
+        raise RecipeError(
+            f"A recipe with stages is trained by one process, not {ranks.world}.",
+            "Train each stage as a recipe of its own that names the adapter before it as adapter.init_adapter.",
+        )
+    if recipe.adapter.hand_over == "merge":
+        raise RecipeError(
+            f"adapter.hand_over=merge is done by one process, not {ranks.world}.",
+            "Merge first (`fintune adapters merge`), and set model.base to the folder that makes.",
+        )
+
+
 def _written_report(run: RunDirectory) -> Path | None:
     page = run.path / "report.html"
     return page if page.is_file() else None
+
+
+def train_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> dict[str, Any]:
+    """Trains into ``run`` without measuring anything, unless that was done before; returns its facts.
+
+    Raises:
+        RunError: the directory holds a run of another recipe, data set or base.
+    """
+    if run.adapter.is_dir():
+        require_same_recipe(run, pinned_start(recipe), resolved=False)
+        log.info("%s is trained already.", run.path)
+        return known_facts(run)
+    session = _opened(recipe, run, Ranks(), progress=progress)
+    return _trained(session, run, _encoded_training_set(session), Ranks(), progress=progress)[2]
+
+
+def _opened(recipe: Recipe, run: RunDirectory, ranks: Ranks, *, progress: bool) -> Session:
+    """Rows and base of a run whose directory is its own; what is known of them is written there."""
+    from fintune.training.run import require_libraries
+
+    require_libraries(recipe, ranks.world)
+    require_same_recipe(run, recipe, resolved=False)
+    session = Session.open(pinned_start(recipe), training=True, progress=progress, ranks=ranks)
+    require_same_recipe(run, session.recipe, resolved=True)
+    ranks.wait()  # before anything is written
+    if ranks.is_first:
+        _describe_run(session, run)
+    return session
 
 
 def _describe_run(session: Session, run: RunDirectory) -> None:
@@ -126,6 +147,43 @@ def _describe_run(session: Session, run: RunDirectory) -> None:
     save_recipe(session.recipe, run.recipe)
     write_json(run.environment, describe_environment())
     write_json(run.data_report, {"tasks": [report.model_dump(mode="json") for report in session.data.quality]})
+
+
+def _trained(
+    session: Session, run: RunDirectory, train_set: EncodedSet, ranks: Ranks, *, progress: bool
+) -> tuple[Session, EdgeModel, dict[str, Any]]:
+    """Trains what the recipe asks for; with the session on the base that the adapter belongs to, and facts."""
+    from fintune.training.run import train_model
+
+    recipe, data = session.recipe, session.data
+    session, handed = hand_over(session, run, [encoded.prompt.tolist() for encoded in train_set.encoded])
+    start = start_adapter(session.base, recipe.adapter, seed=recipe.seed)
+    model = session.edge_model(start.model)
+    facts = _model_facts(session, model, train_set, start.frozen) | handed
+    scorer = session.scorer(model)
+    rows = [data.train[position] for position in train_set.kept]
+    tasks, task_names = numbered(row.task for row in rows)
+    trained = train_model(
+        session.recipe,
+        session.base,
+        model,
+        _training_samples(session, train_set),
+        group_numbers(rows),
+        run,
+        tasks=tasks,
+        task_names=task_names,
+        packing=session.packing,
+        validate=(lambda: scorer.validation_metrics(data.validation)) if _validates(session) else None,
+        fingerprint=run_fingerprint(recipe, train_set, session.base.files.content_hash),
+        progress=progress,
+        ranks=ranks,
+        frozen=start.frozen,
+    )
+    facts |= _training_facts(trained) | {"processes": ranks.world}
+    if ranks.is_first:
+        write_json(run.facts, facts)
+        _save_result(session, model, run, trained.weights)
+    return session, model, facts
 
 
 def evaluate_recipe(
@@ -156,7 +214,7 @@ def evaluate_recipe(
         with writing(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
         clear_leftovers(run)
-        folder = _scored(run)
+        folder = scored_folder(run)
     info = read_adapter_info(adapter) if adapter is not None else None
     if info is not None:
         require_same_base(session.base, info)
@@ -185,7 +243,7 @@ def write_run_report(run: RunDirectory, recipe: Recipe) -> Path:
     from fintune.reporting.card import write_model_card
     from fintune.reporting.report import write_report
 
-    results, facts = run.read_results(), _known_facts(run)
+    results, facts = run.read_results(), known_facts(run)
     with writing(run.path):
         page = write_report(
             run.path,
@@ -214,33 +272,34 @@ def write_comparison(run: RunDirectory, results: EvaluationResults, records: lis
         return write_report(run.path, recipe=None, results=results, records=records, history=(), model_facts={})
 
 
-def _evaluate_run(
+def evaluate_run(
     session: Session,
     model: EdgeModel,
     base_records: list[DocumentRecord],
     run: RunDirectory,
-    train_set: EncodedSet,
+    lost: Mapping[str, Any],
     started: float,
 ) -> EvaluationResults:
-    tuned = session.score(model, "tuned", folder=_scored(run), adapter=run.adapter)
-    records = [*base_records, *tuned, *session.score_classical(folder=_scored(run))]
-    counts: dict[str, Any] = {
-        **session.data.counts,
-        "truncated_training_samples": train_set.truncated,
-        "dropped_training_samples": train_set.dropped,
-    }
+    """Scores the trained model and the classical systems, and writes what they and the base scored into ``run``.
+
+    Args:
+        session: the rows, and the base that ``model`` is on.
+        model: the model with the adapter of ``run``.
+        base_records: what the untuned base scored.
+        run: where its adapter lies, and records and results go.
+        lost: counts of training samples that were shortened or dropped.
+        started: when the run began, by ``time.perf_counter``.
+    """
+    tuned = session.score(model, "tuned", folder=scored_folder(run), adapter=run.adapter)
+    records = [*base_records, *tuned, *session.score_classical(folder=scored_folder(run))]
+    counts: dict[str, Any] = {**session.data.counts, **lost}
     results = session.results(records, str(run.adapter), counts, time.perf_counter() - started)
     write_records(run.predictions, records)
     write_text_atomically(run.results, results.model_dump_json(indent=2))
     return results
 
 
-def _base_records(session: Session, run: RunDirectory) -> list[DocumentRecord]:
-    """The untuned base on all documents: kept from an earlier start of this run, or scored now."""
-    return session.score_base(folder=_scored(run))
-
-
-def _scored(run: RunDirectory) -> Path:
+def scored_folder(run: RunDirectory) -> Path:
     """Where the records of each system are kept while it is scored."""
     return run.path / "scored"
 
@@ -266,19 +325,34 @@ def _training_samples(session: Session, train_set: EncodedSet) -> list[TokenSamp
 
 def _save_result(session: Session, model: EdgeModel, run: RunDirectory, weights: dict[str, Any] | None) -> None:
     """The adapter with tokenizer and recipe, so that it can be moved away from its run and still be used rightly."""
+    with placing_adapter(run) as aside:
+        place = save_adapter(model.model, session.base.tokenizer, aside / "adapter", session.base.files, weights)
+        describe_adapter(place, session, model, session.recipe)
+
+
+@contextmanager
+def placing_adapter(run: RunDirectory) -> Iterator[Path]:
+    """A folder in which the block makes ``adapter``, which then takes its place in the run.
+
+    Raises:
+        RunError: it could not be written.
+    """
     try:
         with tempfile.TemporaryDirectory(dir=run.path, prefix=".adapter-") as aside:
-            files = session.base.files
-            place = save_adapter(model.model, session.base.tokenizer, Path(aside) / "adapter", files, weights)
-            save_recipe(session.recipe, RunDirectory(place).recipe)
-            chose = session.recipe.training.best_metric is not None
-            save_validation(place, _validation_records(session, model), chose_checkpoint=chose)
-            place.rename(run.adapter)
+            yield Path(aside)
+            (Path(aside) / "adapter").rename(run.adapter)
     except (OSError, SafetensorError) as exc:
         raise RunError(
             f"The adapter could not be written to {run.adapter} ({exc}).",
             "Free some space and start the same command again; it goes on from the last checkpoint.",
         ) from exc
+
+
+def describe_adapter(place: Path, session: Session, model: EdgeModel, recipe: Recipe) -> None:
+    """Writes beside an adapter the recipe it came from, and its answers to the session's validation rows."""
+    save_recipe(recipe, RunDirectory(place).recipe)
+    chose = session.recipe.training.best_metric is not None
+    save_validation(place, _validation_records(session, model), chose_checkpoint=chose)
 
 
 def _validation_records(session: Session, model: EdgeModel) -> list[DocumentRecord]:
@@ -304,15 +378,19 @@ def _validates(session: Session) -> bool:
     return training.eval_steps is not None and bool(session.data.validation)
 
 
-def _known_facts(run: RunDirectory) -> dict[str, Any]:
+def known_facts(run: RunDirectory) -> dict[str, Any]:
+    """What a run has measured about itself so far."""
     if not run.facts.is_file():
         return {}
     facts: dict[str, Any] = json.loads(run.facts.read_text(encoding="utf-8"))
     return facts
 
 
-def _model_facts(session: Session, model: EdgeModel, train_set: EncodedSet) -> dict[str, Any]:
+def _model_facts(
+    session: Session, model: EdgeModel, train_set: EncodedSet, frozen: FrozenPart | None
+) -> dict[str, Any]:
     trainable, total = count_parameters(model.model)
+    trainable -= frozen.parameters if frozen else 0
     return {
         "base_model": session.base.files.hub_id or session.recipe.model.base,
         "base_source": session.recipe.model.base,
@@ -326,7 +404,8 @@ def _model_facts(session: Session, model: EdgeModel, train_set: EncodedSet) -> d
         "packing": session.packing,
         "trainable_parameters": trainable,
         "all_parameters": total,
-        "trainable_line": trainable_parameters_line(model.model),
+        "trainable_line": format_parameter_counts(trainable, total),
+        **({"frozen_adapter_parameters": frozen.parameters} if frozen else {}),
         "training_samples": len(train_set.encoded),
         "truncated_samples": train_set.truncated,
         "dropped_samples": train_set.dropped,
@@ -350,6 +429,7 @@ def _training_facts(trained: Any) -> dict[str, Any]:
         "best_step": trained.best_step,
         "final_loss": trained.final_loss,
         "training_seconds": round(trained.seconds, 2),
+        "samples_drawn": trained.samples,
         "sample_tokens": trained.sample_tokens,
         "distinct_tokens": trained.distinct_tokens,
         "sharing_ratio": round(trained.sample_tokens / max(trained.distinct_tokens, 1), 3),

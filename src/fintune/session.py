@@ -6,6 +6,7 @@ Enters: a recipe. Leaves: ``Session``, which training and evaluation share: its 
 from __future__ import annotations
 
 import gc
+import json
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,16 +25,19 @@ from fintune.evaluation.suite import FIVE, RunData, load_run_data
 from fintune.inference.forward import EdgeModel, choose_backend, supported_packing
 from fintune.inference.progress import tracking
 from fintune.inference.vllm_engine import VllmModel, open_vllm, require_vllm
-from fintune.models.adapter_files import read_adapter_info
 from fintune.models.load import LoadedBase, load_base
 from fintune.models.locate import locate_base
+from fintune.models.merged_base import merge_adapter, merged_section
+from fintune.schema.adapter_records import given_adapter
 from fintune.schema.example import Example
+from fintune.schema.loading import load_recipe
 from fintune.schema.processes import this_process
 from fintune.schema.recipe import Packing, Recipe
 from fintune.schema.results import Comparison, DocumentRecord, EvaluationResults, TaskResult
+from fintune.schema.run_directory import RunDirectory, write_json
 from fintune.tasks.base import LoadedTask, Task
 from fintune.tasks.shots import with_shots
-from fintune.training.identity import hash_of
+from fintune.training.identity import adapter_hash, hash_of
 from fintune.training.ranks import Ranks
 from fintune.trees.chat import ChatFormat
 
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FIVE_SHOT, CALIBRATED = "base_5shot", "base_calibrated"
+MERGE_PROMPTS = 8
 VLLM_MEMORY = 0.5  # share of the GPU's memory; the rest holds our own model, which ranks labels
 BASE_VARIANTS = {"five_shot": FIVE_SHOT, "calibrated": CALIBRATED}
 
@@ -97,6 +102,19 @@ class Session:
         )
         return cls(data.recipe.model_copy(update={"model": pinned}), data, base, progress)
 
+    def on_base_of(self, adapter: Path) -> Session:
+        """The session on the base that an adapter was trained on, which is another one once adapters were merged."""
+        trained = load_recipe(RunDirectory(adapter).recipe).model
+        if trained.content_hash == self.base.files.content_hash:
+            return self
+        return self.on_base(load_base(trained, device=self.base.model.device, for_training=True))
+
+    def on_base(self, base: LoadedBase) -> Session:
+        """The same rows with another base of the same tokenizer."""
+        update = {"base": str(base.files.path), "revision": None, "content_hash": base.files.content_hash}
+        model = self.recipe.model.model_copy(update=update | {"quantization": base.quantization})
+        return replace(self, base=base, recipe=self.recipe.model_copy(update={"model": model}))
+
     @cached_property
     def chat(self) -> ChatFormat:
         """Template and length limit."""
@@ -135,7 +153,7 @@ class Session:
         scorer = self.scorer(model)
         if self.recipe.evaluation.engine == "vllm":
             scorer = replace(scorer, open_vllm=partial(self._vllm, adapter))
-        adapter_hash = "" if adapter is None else _adapter_hash(adapter)
+        tuned_by = "" if adapter is None else adapter_hash(adapter)
         records: list[DocumentRecord] = []
         asked = [(loaded, documents) for loaded, documents in self.data.tested if self._applies(system, loaded.task)]
         with tracking(f"scoring {system}", sum(len(rows) for _, rows in asked), shown=self.progress) as tracker:
@@ -147,7 +165,7 @@ class Session:
                 protocols = split_protocols(task, scorer.decoding)
                 file = None
                 if folder is not None:
-                    known = self._fingerprint(system, adapter_hash, loaded, shown.shots, documents, chunk)
+                    known = self._fingerprint(system, tuned_by, loaded, shown.shots, documents, chunk)
                     file = ScoredFile(folder, system, task.name, known)
                 records += scored_records(
                     partial(ask, system=system, on_batch=tracker.advance),
@@ -300,18 +318,45 @@ class Session:
         )
 
 
+def hand_over(session: Session, run: RunDirectory, prompts: Sequence[list[int]]) -> tuple[Session, dict[str, Any]]:
+    """Carries out ``adapter.hand_over=merge``, unless that was done before; other rules are for ``start_adapter``.
+
+    Args:
+        session: on the base of the earlier adapter, which is used up.
+        run: gets the merged base as ``base/`` and what the merge changed as ``merge.json``.
+        prompts: tokens of some prompts, of which the first are compared.
+
+    Returns:
+        The session on the merged base, and the facts of the merge.
+    """
+    adapter = session.recipe.adapter
+    if adapter.hand_over != "merge" or adapter.init_adapter is None:
+        return session, {}
+    target, note, section = run.path / "base", run.path / "merge.json", session.recipe.model
+    if note.is_file():
+        facts = json.loads(note.read_text(encoding="utf-8"))
+        held, device = session.base.quantization, session.base.model.device
+        return session.on_base(
+            load_base(merged_section(section, held, target), device=device, for_training=True)
+        ), facts
+    base, gap = merge_adapter(
+        session.base, section, given_adapter(adapter.init_adapter), target, prompts[:MERGE_PROMPTS]
+    )
+    log.warning(
+        "Merging the earlier adapter moved the last logits of %d prompts by %.3g on average and %.3g at most; "
+        "their mean size is %.3g.",
+        gap.prompts, gap.mean, gap.largest, gap.mean_size,
+    )  # fmt: skip
+    facts = {"hand_over": gap.as_facts()}
+    write_json(note, facts)
+    return session.on_base(base), facts
+
+
 def _lost(records: Sequence[DocumentRecord]) -> tuple[int, int]:
     """How many documents a language model saw shortened, and how many did not fit at all."""
     shortened = {(record.task, record.example_id) for record in records if record.truncated}
     unfit = {(record.task, record.example_id) for record in records if record.output is None}
     return len(shortened), len(unfit)
-
-
-def _adapter_hash(adapter: Path) -> str:
-    """What an adapter does depends on its weights and on the scale that its configuration gives them."""
-    config = adapter / "adapter_config.json"
-    scale = config.read_text(encoding="utf-8") if config.is_file() else ""
-    return hash_of([read_adapter_info(adapter).content_hash, scale])
 
 
 def _device_name(device: torch.device) -> str:

@@ -38,7 +38,10 @@ def test_generated_pages_are_up_to_date(name: str) -> None:
 def test_every_recipe_key_is_in_the_reference_with_its_effect() -> None:
     page = (ROOT / "docs" / "recipe-reference.md").read_text(encoding="utf-8")
     for name, key in recipe_keys().items():
-        assert f"`{name}`" in page
+        own = re.sub(
+            r"^stages\.0\.(?=(data|adapter|training)\b)", "", name
+        )  # a stage's sections have the recipe's keys
+        assert f"`{own}`" in page
         assert key.section is not None or key.field.description, f"{name} has no description"
 
 

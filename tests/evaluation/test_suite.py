@@ -55,6 +55,20 @@ def test_validation_and_training_rows_are_unlike_every_scored_row(tmp_path):
     assert len(kept.train) == len(kept.validation) == 6
 
 
+def test_a_proportion_of_the_training_rows_is_drawn_by_the_seed_and_counted():
+    def rows(*changes):
+        data = load_run_data(load_recipe("quickstart", ["data.near_duplicate_threshold=null", *changes]))
+        return [example.example_id for example in data.train], data.counts["tfns"], data.tested
+
+    whole, counts, tested = rows()
+    part, counted, tested_beside = rows("data.tasks.0.proportion=0.67")
+    assert len(part) == round(0.67 * len(whole)) == counted["trained"] and set(part) < set(whole)
+    assert counted["left_out_by_proportion"] == len(whole) - len(part) and "left_out_by_proportion" not in counts
+    assert rows("data.tasks.0.proportion=0.67")[0] == part != rows("data.tasks.0.proportion=0.67", "seed=18")[0]
+    assert [len(documents) for _, documents in tested] == [len(documents) for _, documents in tested_beside]
+    assert len(rows("data.tasks.0.proportion=1e-6")[0]) == 1
+
+
 def test_the_lexicon_reads_long_documents_in_windows_of_words():
     choices = ("negative", "neutral", "positive")
 

@@ -195,6 +195,7 @@ def test_a_missing_key_is_named() -> None:
         (["adapter.targets=[]"], ("adapter.targets", "adapter.kind")),
         (["data.mixture=weights"], ("data.mixture", "data.tasks.0.weight")),
         (["data.tasks.0.weight=2"], ("data.tasks.0.weight", "data.mixture")),
+        (["data.mixture=temperature", "data.tasks.0.epochs=2"], ("data.tasks.0.epochs", "data.mixture")),
         (["data.tasks.1.name=fpb", "data.tasks.1.config=AllAgree"], ("data.tasks", "evaluation.tasks")),
     ],
 )

@@ -22,12 +22,12 @@ def announced(name, function, say, number=lambda *_: None):
     return wrapper
 
 
-def start(pipe, base: str, place: str, cache: str, changes: tuple[str, ...]) -> None:
+def start(pipe, base: str, place: str, cache: str, changes: tuple[str, ...], recipe="quickstart") -> None:
     """Runs the recipe with every phase announced as (name, step, time)."""
     os.environ["FINTUNE_CACHE"] = cache
     import torch
 
-    from fintune import pipeline
+    from fintune import pipeline, staged
     from fintune.training import trainer as trainer_module
     from tests.runs import run
 
@@ -45,8 +45,9 @@ def start(pipe, base: str, place: str, cache: str, changes: tuple[str, ...]) -> 
     tree.evaluate = announced("validating", tree.evaluate, say, step_of)
     pipeline.Session.score = announced("scoring", pipeline.Session.score, say)
     pipeline._save_result = announced("adapter", pipeline._save_result, say)
+    staged.describe_adapter = announced("copying", staged.describe_adapter, say)
     pipeline.write_records = announced("writing", pipeline.write_records, say)
     say("start", None)
-    run(Path(base), Path(place), *changes)
+    run(Path(base), Path(place), *changes, recipe=recipe)
     say("finished", None)
     pipe.close()

@@ -195,6 +195,9 @@ def test_a_mixture_is_part_of_a_run_and_the_default_leaves_older_runs_what_they_
     fields = DataSection.model_fields
     assert {key: fields[key].default for key in _LATER_DATA_KEYS} == _LATER_DATA_KEYS
     identity = _training_identity(load_recipe("quickstart"))
-    assert not _LATER_DATA_KEYS.keys() & identity["data"].keys() and "weight" not in identity["data"]["tasks"][0]
+    assert not _LATER_DATA_KEYS.keys() & identity["data"].keys()
+    assert not {"weight", "epochs", "proportion"} & identity["data"]["tasks"][0].keys()
     changed = _training_identity(load_recipe("quickstart", ["data.mixture=weights", "data.tasks.0.weight=2"]))
     assert changed["data"]["mixture"] == "weights" and changed["data"]["tasks"][0]["weight"] == 2
+    several = _training_identity(load_recipe("quickstart", ["data.tasks.0.epochs=2", "data.tasks.0.proportion=0.5"]))
+    assert (several["data"]["tasks"][0]["epochs"], several["data"]["tasks"][0]["proportion"]) == (2, 0.5)

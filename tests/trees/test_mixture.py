@@ -123,3 +123,37 @@ def test_what_cannot_be_drawn_is_refused():
         make_mixture(section(["a", "b"], "weights", weights=[1, 1e-3]), tasks, ["a", "b"])
     with pytest.raises(InternalError, match="without their tasks"):
         make_mixture(section(["a"], "temperature"), [], [])
+
+
+@given(SIZES, st.lists(st.sampled_from([0.5, 1, 1.5, 2, 3]), min_size=4, max_size=4))
+def test_own_epochs_draw_each_row_as_often_as_they_say(sizes, epochs):
+    names = [f"t{i}" for i in range(len(sizes))]
+    tasks = numbered(sizes)
+    pairs = [{"name": name, "epochs": own} for name, own in zip(names, epochs, strict=False)]
+    if any(round(size * own) == 0 for size, own in zip(sizes, epochs, strict=False)):
+        with pytest.raises(RecipeError, match="draws none of its 1 samples"):
+            make_mixture(DataSection(tasks=pairs), tasks, names)
+        return
+    plan = StepPlan(tuple(range(len(tasks))), 4, 3, "random", make_mixture(DataSection(tasks=pairs), tasks, names))
+    drawn = Counter(i for step in range(plan.steps_per_epoch) for i in plan.indices(step).tolist())
+    for task, (size, own) in enumerate(zip(sizes, epochs, strict=False)):
+        counts = [drawn[i] for i, other in enumerate(tasks) if other == task]
+        assert sum(counts) == round(size * own)
+        assert max(counts) - min(counts) <= 1, "no row is drawn again before all others were"
+    assert plan.samples_per_epoch == drawn.total()
+
+
+def test_half_an_epoch_goes_on_with_the_other_half():
+    mixture = make_mixture(DataSection(tasks=[{"name": "a", "epochs": 0.5}]), [0] * 10, ["a"])
+    assert mixture is not None
+    halves = [mixture.epoch_order(1, epoch).tolist() for epoch in range(2)]
+    assert len(halves[0]) == 5 and sorted(halves[0] + halves[1]) == list(range(10))
+
+
+def test_part_of_a_pass_is_the_same_rows_whatever_other_tasks_there_are():
+    def drawn(names, tasks):
+        data = DataSection(tasks=[{"name": name, "epochs": 0.5 if name == "b" else 1} for name in names])
+        order = make_mixture(data, tasks, names).epoch_order(3, 0).tolist()
+        return {i - tasks.index(names.index("b")) for i in order if tasks[i] == names.index("b")}
+
+    assert len(drawn(["b"], [0] * 20)) == 10 and drawn(["b"], [0] * 20) == drawn(["a", "b"], [0] * 7 + [1] * 20)

@@ -52,7 +52,11 @@ def estimate(
     output: Output = context.obj
     with output.quiet_stdout():
         found = api.estimate(recipe, overrides=overrides or (), gpu=gpu, data=data)
-    output.say(estimate_table(found), *_verdict(found), *(f"Note: {note}" for note in found.notes))
+    for name, own in found.stages.items() or [("", found)]:
+        output.say(*([f"\nstage {name}"] if name else []), estimate_table(own), *_verdict(own))
+        output.say(*(f"Note: {note}" for note in own.notes))
+    if found.stages:
+        output.say(f"\nAll {len(found.stages)} stages: {_gib(found.peak_bytes)} GiB at the peak{_whole(found)}.")
     output.emit(found)
 
 
@@ -97,9 +101,16 @@ def _policy(own: PolicyEstimate, *, chosen: bool) -> str:
 def _duration(found: Estimate) -> str:
     if found.seconds_per_epoch is None or found.seconds_per_step is None:
         return ""
-    minutes = found.seconds_per_epoch / 60
-    epoch = f"{minutes:,.1f} minutes" if minutes < 120 else f"{minutes / 60:,.1f} hours"
-    return f", {found.seconds_per_step:.2f} s a step, {epoch} an epoch"
+    return f", {found.seconds_per_step:.2f} s a step, {_time(found.seconds_per_epoch)} an epoch{_whole(found)}"
+
+
+def _whole(found: Estimate) -> str:
+    return "" if found.seconds is None else f", {_time(found.seconds)} in all"
+
+
+def _time(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:,.1f} minutes" if minutes < 120 else f"{minutes / 60:,.1f} hours"
 
 
 def _gib(size: Any) -> str:

@@ -171,7 +171,8 @@ class Scorer:
             on_done=on_batch,
             packing=self.packing,
         )
-        texts = tokenizer.batch_decode([tokens.tolist() for tokens in found], skip_special_tokens=True)
+        # Decoded as a batch, no answers at all would be one empty one.
+        texts = [tokenizer.decode(tokens.tolist(), skip_special_tokens=True) for tokens in found]
         answers = [Answer()] * len(examples)
         for position, sample, text in zip(encoded.kept, encoded.encoded, texts, strict=True):
             answers[position] = Answer(_cut(text, task.stop_strings), sample.truncated)

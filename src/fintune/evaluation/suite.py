@@ -198,14 +198,16 @@ def _rows_to_train(
     chosen = _Chosen()
     earlier: list[Example] = []
     for task in trained:
-        rows, repeats = _training_rows(task, heldout, recipe, earlier)
+        whole, repeats = _training_rows(task, heldout, recipe, earlier)
+        rows = _proportion_of(whole, task.section, recipe.seed)
         if not rows:
             raise _no_training_rows(task, recipe)
         watched = _validation_rows(task, tests, recipe)
         removed = {"validation_rows_like_test": len(task.splits["validation"]) - len(watched)}
         chosen.train.extend(rows)
         chosen.validation.extend(select_rows(watched, recipe.data.validation_limit, seed=DRAW_SEED))
-        chosen.counts[task.task.name] = {**task.counts, "trained": len(rows), **removed}
+        left_out = {"left_out_by_proportion": len(whole) - len(rows)} if len(rows) < len(whole) else {}
+        chosen.counts[task.task.name] = {**task.counts, "trained": len(rows), **removed, **left_out}
         if task.section.conversations is not None:
             earlier.extend(rows)
             chosen.counts[task.task.name] = {**chosen.counts[task.task.name], REPEATS: repeats}
@@ -305,7 +307,7 @@ def _require_measurable(trained: Sequence[LoadedTask], recipe: Recipe) -> None:
 
 def _unweighted(section: TaskSection) -> TaskSection:
     """A section as the key of its rows, whatever its share of the mixture."""
-    return section.model_copy(update={"weight": None})
+    return section.model_copy(update={"weight": None, "epochs": 1.0, "proportion": 1.0})
 
 
 def _require_quality(trained: Sequence[LoadedTask]) -> None:
@@ -337,6 +339,13 @@ def _training_rows(
         rows, found = remove_overlap(rows, earlier, threshold=threshold, same_document=False)
         repeats = found.removed_from_train
     return select_rows(rows, recipe.data.train_limit, recipe.data.balance, recipe.seed), repeats
+
+
+def _proportion_of(rows: tuple[Example, ...], section: TaskSection, seed: int) -> tuple[Example, ...]:
+    """The share of the rows that the section uses, at least one; under a limit, a share of the limited rows."""
+    return (
+        rows if section.proportion == 1 else select_rows(rows, max(1, round(section.proportion * len(rows))), seed=seed)
+    )
 
 
 def _validation_rows(task: LoadedTask, tests: HeldOut, recipe: Recipe) -> tuple[Example, ...]:

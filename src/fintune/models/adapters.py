@@ -14,7 +14,7 @@ import difflib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -42,11 +42,15 @@ def attach_adapter(base: LoadedBase, section: AdapterSection, *, seed: int) -> P
     """
     if section.kind == "none":
         return _train_all_weights(base)
+    return attach_lora(base, lora_config(base.model, section), seed=seed)
+
+
+def attach_lora(base: LoadedBase, config: LoraConfig, *, seed: int) -> PeftModel:
+    """Wraps a loaded base in a LoRA adapter of any configuration, as ``attach_adapter`` does."""
     from peft import get_peft_model
 
-    config = lora_config(base.model, section)
     with seeded(seed, base.model.device), peft_quiet():
-        model = get_peft_model(base.model, config, autocast_adapter_dtype=True)
+        model: Any = get_peft_model(base.model, config, autocast_adapter_dtype=True)
     refuse_merging(model)
     # PEFT writes down where the base lies on this machine; the name the recipe used travels better.
     model.peft_config["default"].base_model_name_or_path = base.files.hub_id or base.files.source
@@ -54,7 +58,8 @@ def attach_adapter(base: LoadedBase, section: AdapterSection, *, seed: int) -> P
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 parameter.data = parameter.data.float()
-    return model
+    wrapped: PeftModel = model
+    return wrapped
 
 
 def _train_all_weights(base: LoadedBase) -> PreTrainedModel:
@@ -99,6 +104,17 @@ def require_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
             f"adapter.targets names {target}, but this model has no linear layer of that name.",
             f"The nearest are {', '.join(nearest[:8])}; all-linear takes every one.",
         )
+
+
+def target_layers(model: nn.Module, section: AdapterSection) -> list[str]:
+    """The dotted names of the linear layers that the section's adapter changes, as PEFT chooses them."""
+    linear = [(name, module) for name, module in model.named_modules() if _is_linear(module)]
+    if section.targets == "all-linear":
+        outputs: Any = getattr(model, "get_output_embeddings", lambda: None)()
+        return [name for name, module in linear if module is not outputs]
+    require_targets(model, section.targets)
+    ends = tuple(f".{target}" for target in section.targets)
+    return [name for name, _ in linear if name in section.targets or name.endswith(ends)]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -19,6 +19,7 @@ from fintune.reporting.verdict import verdict
 from fintune.reporting.wording import DISCLAIMER, metric_name, tasks_of
 from fintune.schema.recipe import Recipe
 from fintune.schema.results import DataLicence, EvaluationResults, Scoring, TaskResult
+from fintune.schema.stages import stage_recipes
 from fintune.tasks.licences import classify_licence, meaning_of, strictest
 
 UNKNOWN = "unknown"
@@ -247,6 +248,11 @@ def _base_id(recipe: Recipe, facts: Mapping[str, Any]) -> str | None:
 
 
 def _training_words(recipe: Recipe) -> str:
+    if recipe.stages:
+        stages = [(stage.name.removeprefix(f"{recipe.name}-"), stage) for stage in stage_recipes(recipe)]
+        parts = " ".join(f"Stage {markdown_text(name)}: {_training_words(stage)}" for name, stage in stages)
+        measured = " Trained in the order of the untuned base's loss." if recipe.stage_order == "measured_loss" else ""
+        return parts + measured
     tasks = ", ".join(task.name for task in recipe.data.tasks)
     a, t = recipe.adapter, recipe.training
     length = f"{t.max_steps} steps" if t.max_steps else f"{t.epochs:g} epoch{'s' if t.epochs != 1 else ''}"

@@ -24,6 +24,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from fintune.schema.errors import AdapterError
+from fintune.schema.run_directory import adapter_folder
 
 log = logging.getLogger(__name__)
 
@@ -226,6 +227,15 @@ def adapter_place(given: str | Path) -> Path:
         return path
     found = find_stored(registry_root(), str(given))
     return found.path if found is not None else path
+
+
+def given_adapter(given: str | Path) -> Path:
+    """The adapter folder behind a path, a run directory or the name of a stored adapter.
+
+    Raises:
+        AdapterError: no adapter is stored under that name.
+    """
+    return adapter_folder(require_place(given))
 
 
 def require_place(given: str | Path) -> Path:

@@ -126,6 +126,10 @@ def dotted(path: Sequence[str | int]) -> str:
 def nearest_key(path: Sequence[str | int]) -> str | None:
     """The valid key someone who wrote ``path`` most likely meant, or None when nothing is near."""
     wanted = normalise(path)
+    if wanted.startswith("stages.0.") and len(path) > 3:  # what a stage may differ in has the recipe's own names
+        inner = nearest_key(path[2:])
+        placed = None if inner is None else f"stages.{path[1]}.{inner}"
+        return placed if placed is not None and normalise(placed.split(".")) in recipe_keys() else None
     leaf = wanted.rpartition(".")[2]
     foreign = FOREIGN_NAMES.get(leaf.lower())
     if foreign is not None:

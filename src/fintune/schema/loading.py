@@ -29,7 +29,8 @@ from fintune.schema.keys import (
 )
 from fintune.schema.recipe import Recipe
 from fintune.schema.run_directory import write_text_atomically
-from fintune.schema.support import CONFLICTS
+from fintune.schema.stages import with_short_stages
+from fintune.schema.support import Impossible
 from fintune.schema.yaml_text import KeyPath, YamlProblem, dump, parse, parse_scalar
 
 RECIPE_FILE = "recipe.yaml"
@@ -78,7 +79,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     """
     values: Any
     if isinstance(source, Recipe):
-        values, origin = source.model_dump(), _Origin(f"recipe {source.name}")
+        values, origin = with_short_stages(source.model_dump()), _Origin(f"recipe {source.name}")
     elif isinstance(source, Mapping):
         values, origin = source, _Origin("recipe")
     else:
@@ -92,7 +93,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
 def save_recipe(recipe: Recipe, path: str | Path) -> Path:
     """Writes the recipe as YAML that loads to an equal one; the file appears whole or not at all."""
     path = Path(path)
-    write_text_atomically(path, dump(recipe.model_dump(mode="json")))
+    write_text_atomically(path, dump(with_short_stages(recipe.model_dump(mode="json"))))
     return path
 
 
@@ -157,7 +158,7 @@ def _parsed(text: str, name: str) -> tuple[Any, _Origin]:
 def _plain(value: Any, path: KeyPath, origin: _Origin, seen: dict[int, Any]) -> Any:
     """Dicts with text keys, lists and scalars only; what YAML shares by anchor stays shared."""
     if len(path) > _MAX_DEPTH:
-        raise RecipeError(f"{origin.of(path)}: the recipe is nested too deeply.", "A recipe has at most four levels.")
+        raise RecipeError(f"{origin.of(path)}: the recipe is nested too deeply.", "A recipe has at most eight levels.")
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -255,14 +256,15 @@ def _validated(tree: Any, origin: _Origin) -> Recipe:
     except ValidationError as error:
         raise _translated(error, tree, origin) from None
     except RecursionError:
-        raise RecipeError(f"{origin.name} is nested too deeply.", "A recipe has at most four levels.") from None
+        raise RecipeError(f"{origin.name} is nested too deeply.", "A recipe has at most eight levels.") from None
 
 
 def _translated(error: ValidationError, tree: Any, origin: _Origin) -> RecipeError:
     problems = error.errors(include_url=False, include_input=False)
     # A mistyped key makes its intended one missing too: report the typing mistake.
     problems.sort(key=lambda problem: {"extra_forbidden": 0, "missing": 1}.get(problem["type"], 2))
-    first = problems[0]
+    # A stage in full repeats what is wrong with the recipe's own sections, at places that nobody wrote.
+    first = next((problem for problem in problems if _is_written(problem, tree)), problems[0])
     location = tuple(first["loc"])
     if first["type"] == "extra_forbidden":
         return _unknown_key(location, origin)
@@ -278,6 +280,20 @@ def _translated(error: ValidationError, tree: Any, origin: _Origin) -> RecipeErr
     for part in path:
         value = value[part]
     return _bad_value(path, key, value, origin)
+
+
+def _is_written(problem: Any, tree: Any) -> bool:
+    """Whether the reader wrote the value, or the section that lacks a key."""
+    path = tuple(problem["loc"])
+    if problem["type"] != "extra_forbidden" and path:
+        path, _ = _field_path(path)
+    value = tree
+    try:
+        for part in path[:-1] if problem["type"] == "missing" else path:
+            value = value[part]
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True
 
 
 def _unknown_key(path: Sequence[str | int], origin: _Origin) -> RecipeError:
@@ -297,9 +313,8 @@ def _unknown_key(path: Sequence[str | int], origin: _Origin) -> RecipeError:
 
 def _conflict(problem: Any, origin: _Origin) -> RecipeError:
     raised = problem.get("ctx", {}).get("error")
-    for conflict in CONFLICTS:
-        if str(raised) == f"{conflict.reason} {conflict.remedy}":
-            return RecipeError(f"{origin.name}: {conflict.reason}", conflict.remedy)
+    if isinstance(raised, Impossible):
+        return RecipeError(f"{origin.name}: {raised.reason}", raised.remedy)
     return RecipeError(f"{origin.name}: {raised or 'the keys do not fit together'}")
 
 

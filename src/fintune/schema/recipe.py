@@ -7,7 +7,7 @@ bad values and impossible combinations raise ``RecipeError`` naming the nearest 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,9 @@ from fintune.schema.conversations import ConversationsSection
 Quantization = Literal["none", "nf4", "int8", "fp8"]
 Decoding = Literal["constrained", "free", "both"]
 Packing = Literal["tree", "sequence", "none"]
+
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class _Section(BaseModel):
@@ -57,6 +60,15 @@ class AdapterSection(_Section):
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (arXiv 2312.03732).")
     dora: bool = Field(False, description="Learn magnitude apart from direction (arXiv 2402.09353); slower.")
+    init_adapter: str | None = Field(
+        None, description="Adapter folder or run directory to start from; a stage starts from the one before it."
+    )
+    init_hash: str | None = Field(None, description="SHA-256 of that adapter; filled in when resolved.")
+    hand_over: Literal["pad", "stack", "merge"] | None = Field(
+        None,
+        description="How the adapter to start from becomes this one: pad to a larger rank or more layers; stack a new "
+        "one on the frozen old one; merge the old one into the base and start afresh; null goes on with equal shapes.",
+    )
 
 
 class TableSection(_Section):
@@ -110,6 +122,15 @@ class TaskSection(_Section):
     weight: float | None = Field(
         None, gt=0, description="Share of the draws relative to the other tasks' weights; for data.mixture=weights."
     )
+    proportion: float = Field(
+        1.0, gt=0, le=1, description="Share of this source's training rows that is used, drawn by the seed."
+    )
+    epochs: float = Field(
+        1.0,
+        gt=0,
+        description="Passes over this source's rows in each pass over the data; a fraction goes on where the one "
+        "before ended. For data.mixture=proportional.",
+    )
 
 
 class DataSection(_Section):
@@ -125,7 +146,8 @@ class DataSection(_Section):
     mixture: Literal["proportional", "temperature", "weights"] = Field(
         "proportional",
         description="How often a task is drawn: proportional takes every row once an epoch; temperature by its rows to "
-        "the power 1/T; weights by the weight of each task. An epoch draws as many samples as there are rows.",
+        "the power 1/T; weights by the weight of each task. An epoch draws as many samples as there are rows, or as "
+        "the tasks' own epochs ask for.",
     )
     mixture_temperature: float = Field(
         2.0, gt=0, description="T of data.mixture=temperature: 1 is proportional, more draws small tasks more often."
@@ -275,10 +297,22 @@ class ReportSection(_Section):
     title: str | None = Field(None, description="Title of the report; null takes the recipe's name.")
 
 
+class StageSection(_Section):
+    """One stage of a run with several: what it does not say, it takes from the recipe's own sections."""
+
+    name: str = Field(pattern=NAME, description="Short name; part of the stage's folder.")
+    evaluate: bool = Field(
+        False, description="Measure the adapter of this stage too on the evaluation's tasks; the last always is."
+    )
+    data: DataSection = Field(description="Keys of data that differ in this stage.")
+    adapter: AdapterSection = Field(AdapterSection(), description="Keys of adapter that differ in this stage.")
+    training: TrainingSection = Field(TrainingSection(), description="Keys of training that differ in this stage.")
+
+
 class Recipe(_Section):
     """One run, whole: everything that steers it is here."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Short name; names the run directory.")
+    name: str = Field(pattern=NAME, description="Short name; names the run directory.")
     description: str = Field("", description="What the recipe is for.")
     seed: int = Field(17, ge=0, description="Seeds sampling, initialisation, dropout and the bootstrap.")
     output_dir: str | None = Field(None, description="Run directory; null: runs/<name>.")
@@ -289,14 +323,30 @@ class Recipe(_Section):
     distributed: DistributedSection = DistributedSection()
     evaluation: EvaluationSection = EvaluationSection()
     report: ReportSection = ReportSection()
+    stages: tuple[StageSection, ...] = Field(
+        (), description="Stages trained one after the other, each from the adapter before it; none: one run as it is."
+    )
+    stage_order: Literal["as_listed", "reversed", "mixed", "measured_loss"] = Field(
+        "as_listed",
+        description="Order of the stages' data: mixed draws all of it at random in one stage; measured_loss begins "
+        "with what the untuned base finds hardest.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_in_full(cls, value: Any) -> Any:
+        from fintune.schema.stages import with_full_stages
+
+        return with_full_stages(value) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _combinations(self) -> Recipe:
-        from fintune.schema.support import first_conflict
+        from fintune.schema.stages import first_stage_problem
+        from fintune.schema.support import Impossible, first_conflict
 
-        conflict = first_conflict(self)
-        if conflict is not None:
-            raise ValueError(f"{conflict.reason} {conflict.remedy}")
+        problem = first_conflict(self) or first_stage_problem(self)
+        if problem is not None:
+            raise Impossible(problem.reason, problem.remedy)
         return self
 
 

@@ -13,6 +13,8 @@
       predictions.jsonl    one record per document and system
       results.json         aggregates with intervals
       report.html, report.md, tables.tex, figures/
+      stages.json          of a run with stages: their order, and what it was chosen by
+      stages/1-NAME/       of a run with stages: each is a run of its own
 """
 
 from __future__ import annotations
@@ -94,6 +96,11 @@ class RunDirectory:
         """TensorBoard event files."""
         return self.path / "tensorboard"
 
+    @property
+    def stages(self) -> Path:
+        """The order of the stages, and what it was chosen by."""
+        return self.path / "stages.json"
+
     def read_results(self) -> EvaluationResults:
         """The aggregates of a finished evaluation.
 
@@ -126,6 +133,13 @@ class RunDirectory:
         """The same of the other processes of a run on several GPUs, by rank."""
         found = {int(path.stem.removeprefix("rank-")): path for path in self.path.glob("logs/rank-[0-9]*.jsonl")}
         return {rank: list(read_jsonl(path)) for rank, path in sorted(found.items())}
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter of a run directory, or the folder itself."""
+    folder = Path(path)
+    inside = RunDirectory(folder).adapter
+    return inside if inside.is_dir() else folder
 
 
 @contextmanager

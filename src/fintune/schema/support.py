@@ -11,13 +11,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Why something cannot run, in one sentence, and what to do instead."""
+
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
 class Conflict:
-    """One combination that cannot run: the two keys, why, and what to do instead."""
+    """One combination that cannot run: the two keys, why, and what to do instead.
+
+    ``staged`` ones are about the recipe as a whole; all others are about each of its stages, if it has any.
+    """
 
     keys: tuple[str, str]
     reason: str
     remedy: str
     applies: Callable[[Recipe], bool]
+    staged: bool = False
+
+
+class Impossible(ValueError):
+    """A recipe that cannot run; pydantic passes it on."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason} {remedy}")
+        self.reason = reason
+        self.remedy = remedy
 
 
 def _tasks(recipe: Recipe) -> tuple[TaskSection, ...]:
@@ -107,6 +128,12 @@ CONFLICTS: tuple[Conflict, ...] = (
         "A task has a weight, but data.mixture is not weights, so it would be ignored.",
         "Set data.mixture=weights, or take the weight out.",
         lambda r: r.data.mixture != "weights" and any(task.weight is not None for task in r.data.tasks),
+    ),
+    Conflict(
+        ("data.tasks.0.epochs", "data.mixture"),
+        "A task has epochs of its own, but data.mixture already says how often each task is drawn.",
+        "Set data.mixture=proportional, or take the task's epochs out.",
+        lambda r: r.data.mixture != "proportional" and any(task.epochs != 1 for task in r.data.tasks),
     ),
     Conflict(
         ("data.tasks.0.table.labels", "data.tasks.0.table.bins"),
@@ -206,9 +233,63 @@ CONFLICTS: tuple[Conflict, ...] = (
         "Set adapter.kind=lora and adapter.dora=false, or evaluation.engine=fintune.",
         lambda r: r.evaluation.engine == "vllm" and (r.adapter.kind != "lora" or r.adapter.dora),
     ),
+    Conflict(
+        ("adapter.hand_over", "adapter.init_adapter"),
+        "adapter.hand_over is set, but there is no adapter to take over.",
+        "Set adapter.init_adapter too, or take adapter.hand_over out.",
+        lambda r: r.adapter.hand_over is not None and r.adapter.init_adapter is None,
+    ),
+    Conflict(
+        ("adapter.hand_over", "adapter.dora"),
+        "adapter.hand_over=stack cannot hold DoRA, which scales whole weights, so that two adapters do not add up.",
+        "Set adapter.dora=false, or adapter.hand_over=merge.",
+        lambda r: r.adapter.hand_over == "stack" and r.adapter.dora,
+    ),
+    Conflict(
+        ("adapter.hand_over", "adapter.kind"),
+        "adapter.hand_over is about LoRA adapters, but adapter.kind=none trains all weights, which simply go on.",
+        "Take adapter.hand_over out.",
+        lambda r: r.adapter.hand_over is not None and r.adapter.kind == "none",
+    ),
+    Conflict(
+        ("stages", "stage_order"),
+        "stage_order is set, but the recipe has no stages.",
+        "Name the stages, or take stage_order out.",
+        lambda r: r.stage_order != "as_listed" and not r.stages,
+        staged=True,
+    ),
+    Conflict(
+        ("stages.0.name", "stages"),
+        "Two stages have the same name, so their folders could not be told apart.",
+        "Name each stage differently.",
+        lambda r: len({stage.name for stage in r.stages}) < len(r.stages),
+        staged=True,
+    ),
+    Conflict(
+        ("stage_order", "stages.0.training.max_steps"),
+        "stage_order=mixed draws what the stages' epochs draw, but a stage has training.max_steps.",
+        "Take training.max_steps out, or choose another stage_order.",
+        lambda r: r.stage_order == "mixed" and any(stage.training.max_steps is not None for stage in r.stages),
+        staged=True,
+    ),
+    Conflict(
+        ("stage_order", "stages.0.data"),
+        "stage_order=mixed draws from all stages at once, but their data differ in more than tasks, or data.mixture is "
+        "not proportional.",
+        "Give the stages the same data section but for tasks, and each task the same settings but for epochs.",
+        lambda r: r.stage_order == "mixed" and _cannot_be_mixed(r),
+        staged=True,
+    ),
 )
 
 
+def _cannot_be_mixed(recipe: Recipe) -> bool:
+    from fintune.schema.stages import differ_in_more_than_tasks
+
+    return differ_in_more_than_tasks(recipe) or any(stage.data.mixture != "proportional" for stage in recipe.stages)
+
+
 def first_conflict(recipe: Recipe) -> Conflict | None:
-    """The first row of the table that the recipe violates, or None."""
-    return next((conflict for conflict in CONFLICTS if conflict.applies(recipe)), None)
+    """The first row of the table that the recipe violates, or None; stages are looked at one by one, elsewhere."""
+    rows = [conflict for conflict in CONFLICTS if conflict.staged or not recipe.stages]
+    return next((conflict for conflict in rows if conflict.applies(recipe)), None)

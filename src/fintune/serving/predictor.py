@@ -247,9 +247,10 @@ def load_predictor(
         default_task: task whose prompt a bare base model or a foreign adapter is asked with.
     """
     folder = adapter_place(path)
-    recipe = recipe_of(folder)
-    adapter = next((place for place in (RunDirectory(folder).adapter, folder) if _is_adapter(place)), None)
-    if adapter is None and RunDirectory(folder).checkpoints.is_dir():
+    run = RunDirectory(folder)
+    adapter = next((place for place in (run.adapter, folder) if _is_adapter(place)), None)
+    recipe = (recipe_of(adapter) if adapter else None) or recipe_of(folder)  # the adapter's names its own base
+    if adapter is None and (run.checkpoints.is_dir() or run.stages.is_file()):
         raise RunError(f"The run {folder} is not trained to its end.", "Finish it with `fintune train` first.")
     info = read_adapter_info(adapter) if adapter else None
     if recipe is not None:

@@ -17,6 +17,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from fintune.models.hand_over import FrozenPart
 from fintune.schema.recipe import TrainingSection
 from fintune.training.by_task import TASK_LOSS
 from fintune.training.devices import DeviceSampler
@@ -216,6 +217,17 @@ class ProgressCallback(TrainerCallback):
     def close(self) -> None:
         """Closes the bar, also when training stopped with an error."""
         self.bar.stop()
+
+
+class FrozenCallback(TrainerCallback):
+    """Puts the part of the trained matrices back that no update may change, after each update."""
+
+    def __init__(self, frozen: FrozenPart) -> None:
+        self.frozen = frozen
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Restores it."""
+        self.frozen.restore()
 
 
 class ScheduleCallback(TrainerCallback):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,8 +22,10 @@ from fintune.models.quantize import plan_quantization
 from fintune.models.shape import ModelShape, read_shape, read_tokenizer
 from fintune.models.templates import apply_chat_template_override
 from fintune.schema.errors import DataError, ModelError, RecipeError
+from fintune.schema.hand_over import continued
 from fintune.schema.network import offline_mode
-from fintune.schema.recipe import Packing, Recipe
+from fintune.schema.recipe import AdapterSection, Packing, Recipe
+from fintune.schema.stages import stage_folders, stage_recipes
 from fintune.training.fast_memory import host_bytes
 from fintune.training.memory import (
     Remedy,
@@ -112,6 +114,9 @@ class Estimate:
         policy: how activations are kept for the backward pass, as the run would choose; None on the plain path.
         host_bytes: pinned memory of the host under it.
         policies: each way open to the run, best first; empty on the plain path.
+        seconds: of all epochs, without loading and evaluation; None where the time of an epoch is not known.
+        stages: by name, of a recipe with stages, whose other figures are those of the stage that needs most memory;
+            seconds are those of all stages.
     """
 
     base: str
@@ -132,6 +137,8 @@ class Estimate:
     policy: Memory | None = None
     host_bytes: int = 0
     policies: tuple[PolicyEstimate, ...] = ()
+    seconds: float | None = None
+    stages: dict[str, Estimate] = field(default_factory=dict)
 
 
 def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True) -> Estimate:
@@ -146,6 +153,8 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
         ModelError: the configuration of the base is not to be had.
         RecipeError: the card is not known.
     """
+    if recipe.stages:
+        return _estimate_stages(recipe, gpu=gpu, data=data)
     notes: list[str] = []
     card = find_card(gpu) if gpu is not None else _present_card(notes)
     shape, config = read_shape(recipe.model)
@@ -186,7 +195,29 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
         policy=plan.memory,
         host_bytes=host_bytes(shape, plan),
         policies=tuple(_policy(shape, replace(plan, memory=own), workload, card) for own in policies),
+        seconds=_whole(recipe, seconds, epoch),
     )
+
+
+def _whole(recipe: Recipe, per_step: float | None, per_epoch: float | None) -> float | None:
+    if per_step is None or per_epoch is None:
+        return None
+    most = recipe.training.max_steps
+    return min(per_epoch * recipe.training.epochs, per_step * most if most is not None else math.inf)
+
+
+def _estimate_stages(recipe: Recipe, *, gpu: str | None, data: bool) -> Estimate:
+    """Each stage as a run of its own; an order that is yet to be measured is taken to be as listed."""
+    found = {}
+    before: AdapterSection | None = None
+    for stage, folder in zip(stage_recipes(recipe), stage_folders(recipe), strict=True):
+        adapter = stage.adapter if before is None else continued(before, stage.adapter)
+        alone = stage.model_copy(update={"adapter": adapter})
+        found[folder.name] = estimate_recipe(alone, gpu=gpu, data=data)
+        before = adapter
+    times = [own.seconds for own in found.values() if own.seconds is not None]
+    seconds = math.fsum(times) if len(times) == len(found) else None
+    return replace(max(found.values(), key=lambda own: own.peak_bytes), seconds=seconds, stages=found)
 
 
 def _policy(shape: ModelShape, plan: MemoryPlan, workload: Workload | None, card: Card | None) -> PolicyEstimate:

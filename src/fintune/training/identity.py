@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
-from fintune.schema.errors import RunError
+from pydantic import BaseModel
+
+from fintune.models.adapter_files import read_adapter_info
+from fintune.schema.adapter_records import given_adapter
+from fintune.schema.errors import AdapterError, RunError
 from fintune.schema.loading import load_recipe
 from fintune.schema.recipe import Recipe
 from fintune.schema.run_directory import RunDirectory
+from fintune.schema.stages import SECTIONS, whole_recipe
 from fintune.trees.chat import EncodedSet
 
 _FREE_KEYS = (
@@ -24,6 +30,8 @@ _LATER_TRAINING_KEYS = {
     "plateau_threshold": 0.0,
     "plateau_minimum": 0.0,
 }
+_LATER_ADAPTER_KEYS = {"init_hash": None, "hand_over": None}
+_LATER_TASK_KEYS = {"weight": None, "proportion": 1.0, "epochs": 1.0, "conversations": None}
 _NUMERIC_KEYS = (
     ("model", "dtype"),
     ("model", "attention"),
@@ -52,22 +60,47 @@ def _training_identity(recipe: Recipe) -> dict[str, Any]:
 
     So may what changes only the last bits: training goes on with a warning.
     """
-    whole = recipe.model_dump(mode="json", include={"seed", "model", "adapter", "data", "training"})
+    whole = _dumped(recipe, "seed", "model", *SECTIONS)
+    for section, key in _NUMERIC_KEYS:
+        if section == "model":
+            del whole["model"][key]
+    if not recipe.stages:
+        return whole | _steering({name: whole[name] for name in SECTIONS})
+    stages = [{"name": stage.name} | _steering(_dumped(stage, *SECTIONS)) for stage in recipe.stages]
+    mixed = _steering(_dumped(whole_recipe(recipe), *SECTIONS)) if recipe.stage_order == "mixed" else {}
+    staged = {"seed": whole["seed"], "model": whole["model"], "stage_order": recipe.stage_order, "stages": stages}
+    return staged | {key: section for key, section in mixed.items() if key == "training"}
+
+
+def _dumped(section: BaseModel, *keys: str) -> dict[str, Any]:
+    return section.model_dump(mode="json", include=set(keys))
+
+
+def _steering(sections: dict[str, Any]) -> dict[str, Any]:
+    """What of data, adapter and training steers the result, by keys that older runs have too."""
     for section, key in (*_FREE_KEYS, *_NUMERIC_KEYS):
-        del whole[section][key]
-    for section, later in (("data", _LATER_DATA_KEYS), ("training", _LATER_TRAINING_KEYS)):
-        for key, before in later.items():
-            if whole[section][key] == before:
-                del whole[section][key]
-    for task in whole["data"]["tasks"]:
-        if task["weight"] is None:
-            del task["weight"]
+        if section in sections:
+            del sections[section][key]
+    del sections["adapter"]["init_adapter"]  # a place; what lies there has the hash beside it
+    later: dict[str, dict[str, Any]] = {
+        "data": _LATER_DATA_KEYS,
+        "adapter": _LATER_ADAPTER_KEYS,
+        "training": _LATER_TRAINING_KEYS,
+    }
+    for part, defaults in later.items():
+        _drop_defaults(sections[part], defaults)
+    for task in sections["data"]["tasks"]:
+        _drop_defaults(task, _LATER_TASK_KEYS)
         for own in ("table", "conversations"):
-            if task[own] is not None:
+            if task.get(own) is not None:
                 del task[own]["licence"]  # terms may be stated later
-        if task["conversations"] is None:
-            del task["conversations"]
-    return whole
+    return sections
+
+
+def _drop_defaults(section: dict[str, Any], defaults: dict[str, Any]) -> None:
+    for key, default in defaults.items():
+        if section[key] == default:
+            del section[key]
 
 
 def require_same_recipe(run: RunDirectory, recipe: Recipe, *, resolved: bool) -> None:
@@ -91,6 +124,32 @@ def require_same_recipe(run: RunDirectory, recipe: Recipe, *, resolved: bool) ->
             f"{run.path} holds a run with another {', '.join(changed)}.",
             "Choose another --output-dir, or --no-resume to start beside it.",
         )
+
+
+def pinned_start(recipe: Recipe) -> Recipe:
+    """The recipe with the hash of the adapter it starts from.
+
+    Raises:
+        AdapterError: there is none, or it is not the one that the recipe pins.
+    """
+    adapter = recipe.adapter
+    if adapter.init_adapter is None:
+        return recipe
+    found = adapter_hash(given_adapter(adapter.init_adapter))
+    if adapter.init_hash not in (None, found):
+        raise AdapterError(
+            f"The adapter {adapter.init_adapter} has the hash {found[:12]}…, but the recipe pins "
+            f"{str(adapter.init_hash)[:12]}….",
+            "Restore the adapter, or clear adapter.init_hash to accept this one.",
+        )
+    return recipe.model_copy(update={"adapter": adapter.model_copy(update={"init_hash": found})})
+
+
+def adapter_hash(folder: Path) -> str:
+    """What an adapter does depends on its weights and on the scale that its configuration gives them."""
+    config = folder / "adapter_config.json"
+    scale = config.read_text(encoding="utf-8") if config.is_file() else ""
+    return hash_of([read_adapter_info(folder).content_hash, scale])
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fintune.inference.forward import EdgeModel
 from fintune.models.adapter_files import save_adapter
+from fintune.models.hand_over import FrozenPart
 from fintune.models.load import LoadedBase
 from fintune.schema.errors import ModelError, RunError
 from fintune.schema.recipe import Packing, Recipe, TrainingSection
@@ -24,6 +25,7 @@ from fintune.schema.run_directory import RunDirectory
 from fintune.training.arguments import trainer_arguments
 from fintune.training.by_task import TaskMeter
 from fintune.training.callbacks import (
+    FrozenCallback,
     InterruptCallback,
     MetricsCallback,
     ProgressCallback,
@@ -129,6 +131,7 @@ def train_model(
     tasks: Sequence[int] = (),
     task_names: Sequence[str] = (),
     ranks: Ranks | None = None,
+    frozen: FrozenPart | None = None,
 ) -> TrainedRun:
     """Trains ``model`` in place and writes checkpoints, metrics and the adapter into the run directory.
 
@@ -146,6 +149,7 @@ def train_model(
         tasks: one task number per sample; needed for a mixture, and for figures by task.
         task_names: the tasks by number; each has samples.
         ranks: the processes that share the run, all of which call this with the same arguments; None: this one alone.
+        frozen: the part of the trained matrices that stays as it is.
 
     Raises:
         RecipeError: the mixture cannot be drawn.
@@ -200,6 +204,7 @@ def train_model(
     bar = ProgressCallback(metrics) if progress and ranks.is_first else None
     schedule, interrupt = ScheduleCallback(training.save_steps, training.eval_steps), InterruptCallback()
     callbacks = [metrics, schedule, StoppingCallback(training), interrupt, *([bar] if bar else [])]
+    callbacks += [FrozenCallback(frozen)] if frozen else []
     if ranks.is_first:
         with _full_disk_in_words(run):
             callbacks += trackers(recipe.training.tracking, run.tensorboard, start.step)
@@ -225,6 +230,7 @@ def train_model(
         ranks=ranks,
         interrupt=interrupt,
         sharing=sharing,
+        frozen=frozen,
     )
     metrics.trainer = trainer
     started = time.perf_counter()

@@ -22,6 +22,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from fintune.inference.forward import EdgeModel
 from fintune.models.fast_layers import Memory
+from fintune.models.hand_over import FrozenPart
 from fintune.schema.errors import RunError
 from fintune.training.ahead import StepsAhead
 from fintune.training.by_task import TASK_LOSS, TaskMeter
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 
 MakeSchedule = Callable[[torch.optim.Optimizer], Any]
 
+
 class TreeTrainer(KeptTrainer):
     """Runs a ``StepDataset``.
 
@@ -76,6 +78,7 @@ class TreeTrainer(KeptTrainer):
             up once a step. No wrapper stands around the model, so everything that is quick on one GPU stays so.
         interrupt: knows of signals, which all processes must follow at the same step.
         sharing: how the ranks share out what one of them would hold; None: each holds everything.
+        frozen: the part of the trained matrices that no update may change; None when there is none.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class TreeTrainer(KeptTrainer):
         ranks: Ranks | None = None,
         interrupt: InterruptCallback | None = None,
         sharing: FsdpShards | ZeroSettings | None = None,
+        frozen: FrozenPart | None = None,
     ) -> None:
         self.make_schedule = schedule
         self.edge_model = edge_model
@@ -117,6 +121,7 @@ class TreeTrainer(KeptTrainer):
         self.meter = meter
         self.ranks = ranks or Ranks()
         self.interrupt = interrupt or InterruptCallback()
+        self.frozen = frozen
         self.last_step: Step | None = None
         self.logged_skips = ""  # of the latest line of metrics, for MetricsCallback; likewise the next
         self.logged_tasks: dict[str, dict[str, float]] = {}
@@ -186,6 +191,8 @@ class TreeTrainer(KeptTrainer):
         while (failed := self._accumulate(model, step)) is not None:
             step = self._with_less_memory(model, step, failed)
             drawn.restore()
+        if self.frozen is not None:
+            self.frozen.drop_gradients()
         self.last_step = step
         self._add_up_ranks()
         return torch.zeros((), device=self.args.device)  # ``_get_grad_norm`` knows the loss without a second wait

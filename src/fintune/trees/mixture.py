@@ -7,8 +7,9 @@ and epoch: nothing has to be saved, and a resumed run draws what the straight ru
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +29,12 @@ class Mixture:
     Attributes:
         tasks: one task number per sample.
         draws: samples that an epoch draws of each task.
+        seeds: decides the order of each task's rows, beside the run's seed; its number where there are none.
     """
 
     tasks: tuple[int, ...]
     draws: tuple[int, ...]
+    seeds: tuple[int, ...] = ()
 
     def epoch_order(self, seed: int, epoch: int) -> IntArray:
         """Sample numbers in the order in which ``epoch`` draws them."""
@@ -47,12 +50,15 @@ class Mixture:
         rows = np.flatnonzero(np.asarray(self.tasks) == task)
         first, last = start // len(rows), (start + count - 1) // len(rows)
         # numpy takes missing entries of a seed for zeros: counted from 1, none equals that of an epoch's slots.
-        passes = [np.random.default_rng([seed, n + 1, task + 1]).permutation(rows) for n in range(first, last + 1)]
+        own = self.seeds[task] if self.seeds else task + 1
+        passes = [np.random.default_rng([seed, n + 1, own]).permutation(rows) for n in range(first, last + 1)]
         return np.concatenate(passes)[start - first * len(rows) :][:count]
 
 
 def make_mixture(data: DataSection, tasks: Sequence[int], names: Sequence[str]) -> Mixture | None:
     """The mixture a recipe asks for; None where every row is drawn once an epoch, as without one.
+
+    Under ``data.mixture=proportional`` a task's own ``epochs`` say how often its rows are drawn an epoch.
 
     Args:
         data: the recipe's data section.
@@ -62,10 +68,15 @@ def make_mixture(data: DataSection, tasks: Sequence[int], names: Sequence[str]) 
     Raises:
         RecipeError: a task has no weight, or is drawn less than once an epoch.
     """
-    if data.mixture == "proportional":
+    own_epochs = {section.name: section.epochs for section in data.tasks if section.epochs != 1}
+    if data.mixture == "proportional" and not own_epochs:
         return None
     if not tasks:
         raise InternalError(f"The samples of data.mixture={data.mixture} came without their tasks.")
+    if data.mixture == "proportional":
+        # By name, so that part of a pass is the same rows whatever other tasks there are.
+        seeds = tuple(zlib.crc32(name.encode()) + 1 for name in names)
+        return Mixture(tuple(tasks), _draws_by_epochs(tasks, names, own_epochs), seeds)
     draws = draws_per_epoch(task_shares(data, tasks, names), len(tasks))
     for name, count in zip(names, draws, strict=True):
         if not count:
@@ -96,6 +107,18 @@ def draws_per_epoch(shares: FloatArray, total: int) -> tuple[int, ...]:
     largest = np.argsort(draws - wanted, kind="stable")[: total - int(draws.sum())]
     draws[largest] += 1
     return tuple(draws.tolist())
+
+
+def _draws_by_epochs(tasks: Sequence[int], names: Sequence[str], epochs: Mapping[str, float]) -> tuple[int, ...]:
+    rows = Counter(tasks)
+    draws = tuple(round(rows[task] * epochs.get(name, 1.0)) for task, name in enumerate(names))
+    for task, (name, count) in enumerate(zip(names, draws, strict=True)):
+        if not count:
+            raise RecipeError(
+                f"data.tasks gives {name} epochs of {epochs[name]:g}, which draws none of its {rows[task]} samples.",
+                "Raise its epochs, or take it out of data.tasks.",
+            )
+    return draws
 
 
 def _required_weight(name: str, weight: float | None) -> float:

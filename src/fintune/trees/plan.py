@@ -41,8 +41,7 @@ class StepPlan:
         samples_per_step: the effective batch; the last step of an epoch takes what is left.
         seed: with the epoch it determines the permutation.
         sampler: random, or by_document (which changes the sampling, and the log says so).
-        mixture: how often each task is drawn; None draws every sample once an epoch. An epoch has as many draws as
-            there are samples either way.
+        mixture: how often each task is drawn; None draws every sample once an epoch.
     """
 
     groups: tuple[int, ...]
@@ -52,9 +51,14 @@ class StepPlan:
     mixture: Mixture | None = None
 
     @property
+    def samples_per_epoch(self) -> int:
+        """Samples drawn in one pass."""
+        return len(self.groups) if self.mixture is None else sum(self.mixture.draws)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in one pass."""
-        return math.ceil(len(self.groups) / self.samples_per_step)
+        return math.ceil(self.samples_per_epoch / self.samples_per_step)
 
     def total_steps(self, epochs: float, max_steps: int | None = None) -> int:
         """Optimiser steps of the whole run."""
