@@ -10,6 +10,7 @@ from functools import partial
 from fintune.evaluation.baselines import LEARNT
 from fintune.evaluation.leakage import NOT_COMPARED, Leakage, leakage_findings, measure_leakage
 from fintune.evaluation.records import dialogue_of
+from fintune.evaluation.repeats import REPEATS, with_repeats, without_earlier
 from fintune.schema.errors import DataError, RecipeError
 from fintune.schema.example import Example
 from fintune.schema.quality import QualityReport
@@ -26,8 +27,6 @@ from fintune.tasks.shots import shot_order
 
 CHARACTERS_PER_TOKEN = 4  # only for the warning about long texts; what is shortened is counted in tokens
 FIVE = 5  # solved examples of the five-shot base
-REPEATS = "repeats of earlier sources"
-"""What the counts call conversations that an earlier source of the run has too."""
 DRAW_SEED = 17  # which held-out rows a limit keeps must not depend on the run's seed
 
 
@@ -140,7 +139,7 @@ def load_run_data(
     reports = {id(task): task for task in used}.values()
     quality = tuple(
         with_overlap(
-            _with_repeats(task.quality, chosen.counts.get(task.task.name, {})),
+            with_repeats(task.quality, chosen.counts.get(task.task.name, {})),
             [report for report in chosen.overlap if report.task == task.task.name],
         )
         for task in reports
@@ -160,13 +159,6 @@ def load_run_data(
         training=training,
         unchecked=leaked.unchecked,
     )
-
-
-def _with_repeats(quality: QualityReport, counts: Mapping[str, object]) -> QualityReport:
-    repeats = counts.get(REPEATS)
-    if not isinstance(repeats, int) or not repeats:
-        return quality
-    return quality.model_copy(update={"left_out": {**quality.left_out, REPEATS: repeats}})
 
 
 def _counted(number: int, what: str) -> str:
@@ -206,11 +198,12 @@ def _rows_to_train(
         removed = {"validation_rows_like_test": len(task.splits["validation"]) - len(watched)}
         chosen.train.extend(rows)
         chosen.validation.extend(select_rows(watched, recipe.data.validation_limit, seed=DRAW_SEED))
-        left_out = {"left_out_by_proportion": len(whole) - len(rows)} if len(rows) < len(whole) else {}
-        chosen.counts[task.task.name] = {**task.counts, "trained": len(rows), **removed, **left_out}
+        if len(rows) < len(whole):
+            removed["left_out_by_proportion"] = len(whole) - len(rows)
         if task.section.conversations is not None:
             earlier.extend(rows)
-            chosen.counts[task.task.name] = {**chosen.counts[task.task.name], REPEATS: repeats}
+            removed[REPEATS] = repeats
+        chosen.counts[task.task.name] = {**task.counts, "trained": len(rows), **removed}
     if recipe.training.best_metric and not chosen.validation:
         raise DataError("training.best_metric is set, but there are no validation rows.", "Set it to null.")
     chosen.overlap.extend(_overlaps(trained, documents, heldout, recipe.data))
@@ -331,13 +324,9 @@ def _no_training_rows(task: LoadedTask, recipe: Recipe) -> DataError:
 def _training_rows(
     task: LoadedTask, heldout: Sequence[Example] | HeldOut, recipe: Recipe, earlier: Sequence[Example] = ()
 ) -> tuple[tuple[Example, ...], int]:
-    """The rows to train on, and how many conversations were left out as repeats of ``earlier`` sources."""
+    """The rows to train on, and how many were left out as repeats of ``earlier`` sources."""
     rows, _ = kept_apart(task.splits["train"], heldout, recipe.data)
-    repeats = 0
-    if task.section.conversations is not None and earlier:
-        threshold = task.section.conversations.near_duplicates
-        rows, found = remove_overlap(rows, earlier, threshold=threshold, same_document=False)
-        repeats = found.removed_from_train
+    rows, repeats = without_earlier(task, rows, earlier)
     return select_rows(rows, recipe.data.train_limit, recipe.data.balance, recipe.seed), repeats
 
 

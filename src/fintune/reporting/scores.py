@@ -34,16 +34,7 @@ MAIN_METRICS: dict[Scoring, tuple[str, ...]] = {
     "tagging": ("entity_f1", "precision", "recall"),
     "qa": ("accuracy", "exact", "execution", "program", "dialogue_accuracy"),
     "text": ("accuracy", "token_f1", "rouge_l"),
-    "chat": (
-        "win_rate",
-        "tie_rate",
-        "next_turn_accuracy",
-        "next_turn_chance",
-        "token_f1",
-        "numbers_right",
-        "invented_numbers",
-        "perplexity",
-    ),
+    "chat": ("win_rate", "next_turn_accuracy", "next_turn_chance", "token_f1", "invented_numbers", "perplexity"),
 }
 """What stands in a task's first table, where it was measured, after the primary score."""
 MAX_COMPARISONS = 30

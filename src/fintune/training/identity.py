@@ -23,14 +23,11 @@ _FREE_KEYS = (
     *(("training", key) for key in ("log_steps", "keep_checkpoints", "save_steps", "tracking")),
 )
 # Keys newer than some checkpoints, with what these were made with: there they say nothing about identity.
-_LATER_DATA_KEYS = {"mixture": "proportional", "mixture_temperature": 2.0, "remove_same_document": True}
-_LATER_TRAINING_KEYS = {
-    "plateau_factor": 0.5,
-    "plateau_patience": 2,
-    "plateau_threshold": 0.0,
-    "plateau_minimum": 0.0,
+_LATER_KEYS: dict[str, dict[str, Any]] = {
+    "data": {"mixture": "proportional", "mixture_temperature": 2.0, "remove_same_document": True},
+    "adapter": {"init_hash": None, "hand_over": None},
+    "training": {"plateau_factor": 0.5, "plateau_patience": 2, "plateau_threshold": 0.0, "plateau_minimum": 0.0},
 }
-_LATER_ADAPTER_KEYS = {"init_hash": None, "hand_over": None}
 _LATER_TASK_KEYS = {"weight": None, "proportion": 1.0, "epochs": 1.0, "conversations": None}
 _NUMERIC_KEYS = (
     ("model", "dtype"),
