@@ -11,12 +11,12 @@ import torch
 
 from fintune.models.adapters import attach_adapter
 from fintune.schema.loading import load_recipe
-from fintune.schema.recipe import DataSection
+from fintune.schema.recipe import Recipe
 from fintune.schema.run_directory import RunDirectory
 from fintune.session import Session
 from fintune.training import trainer as trainer_module
 from fintune.training.by_task import TaskMeter
-from fintune.training.identity import _LATER_DATA_KEYS, _training_identity
+from fintune.training.identity import _LATER_KEYS, _training_identity
 from fintune.training.metrics_log import MetricsLog
 from fintune.training.run import train_model
 from fintune.trees.chat import encode_all
@@ -192,10 +192,11 @@ def test_numbers_within_a_line_that_are_not_finite_become_null(tmp_path):
 
 
 def test_a_mixture_is_part_of_a_run_and_the_default_leaves_older_runs_what_they_were():
-    fields = DataSection.model_fields
-    assert {key: fields[key].default for key in _LATER_DATA_KEYS} == _LATER_DATA_KEYS
     identity = _training_identity(load_recipe("quickstart"))
-    assert not _LATER_DATA_KEYS.keys() & identity["data"].keys()
+    for section, defaults in _LATER_KEYS.items():
+        fields = Recipe.model_fields[section].annotation.model_fields
+        assert {key: fields[key].default for key in defaults} == defaults
+        assert not defaults.keys() & identity[section].keys()
     assert not {"weight", "epochs", "proportion"} & identity["data"]["tasks"][0].keys()
     changed = _training_identity(load_recipe("quickstart", ["data.mixture=weights", "data.tasks.0.weight=2"]))
     assert changed["data"]["mixture"] == "weights" and changed["data"]["tasks"][0]["weight"] == 2

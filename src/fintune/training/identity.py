@@ -79,12 +79,7 @@ def _steering(sections: dict[str, Any]) -> dict[str, Any]:
         if section in sections:
             del sections[section][key]
     del sections["adapter"]["init_adapter"]  # a place; what lies there has the hash beside it
-    later: dict[str, dict[str, Any]] = {
-        "data": _LATER_DATA_KEYS,
-        "adapter": _LATER_ADAPTER_KEYS,
-        "training": _LATER_TRAINING_KEYS,
-    }
-    for part, defaults in later.items():
+    for part, defaults in _LATER_KEYS.items():
         _drop_defaults(sections[part], defaults)
     for task in sections["data"]["tasks"]:
         _drop_defaults(task, _LATER_TASK_KEYS)
