@@ -6,6 +6,7 @@ with ``--json``, one JSON document on standard output and everything else on sta
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -38,7 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with messages, offline_mode("--offline" in flags):
                 return _run(rest, output)
         except BaseException as error:
-            return _report(error, output)
+            return _left_behind(_report(error, output))
+
+
+def _left_behind(code: int) -> int:
+    """The exit code; one of several processes ends with it at once, for threads of lost collectives may abort it."""
+    if this_process().world > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 @contextmanager
