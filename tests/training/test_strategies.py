@@ -49,7 +49,7 @@ def test_a_strategy_follows_one_process(base, one, tmp_path, strategy, offloads,
     require_equal(adapter(tmp_path / "run"), adapter(one[storage]), atol=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
+@pytest.mark.parametrize("strategy", ["fsdp2", *(pytest.param(f"zero{n}", marks=needs_deepspeed) for n in (2, 3))])
 def test_its_checkpoints_fit_any_number_of_processes_and_any_strategy(base, one, tmp_path, strategy):
     """One of two processes under the strategy is killed, one goes on and is stopped, two under it end the run."""
     shared = (*TEN, BATCHES, f"distributed.strategy={strategy}", "training.eval_steps=2", "training.best_metric=loss")

@@ -6,6 +6,7 @@ with ``--json``, one JSON document on standard output and everything else on sta
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 from fintune.cli.logs import shown_messages
 from fintune.cli.output import Output
 from fintune.schema.network import offline_mode
-from fintune.schema.processes import this_process
+from fintune.schema.processes import Processes, this_process
 
 _GLOBAL_FLAGS = ("--json", "--debug", "--offline")
 _INTERRUPTED = 130
@@ -31,14 +32,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? instead of dying
     output = Output(json="--json" in flags, debug="--debug" in flags, arguments=given)
+    me = Processes()
     with _terminable():
         try:
-            output.silent = not this_process().is_first
+            me = this_process()
+            output.silent = not me.is_first
             messages = nullcontext() if output.silent else shown_messages()
             with messages, offline_mode("--offline" in flags):
                 return _run(rest, output)
         except BaseException as error:
-            return _report(error, output)
+            return _left_behind(_report(error, output), me)
+
+
+def _left_behind(code: int, me: Processes) -> int:
+    """The exit code; one of several processes ends with it at once, for threads of lost collectives may abort it."""
+    if me.world > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 @contextmanager

@@ -62,7 +62,8 @@ class KeptTrainer(Trainer):
                 self._save_optimizer_and_scheduler(str(staging))
             else:
                 torch.save(states, staging / "optimizer.pt")
-                torch.save(self._schedule().state_dict(), staging / "scheduler.pt")
+                schedule = _for_groups(self._schedule().state_dict(), len(states["param_groups"]))
+                torch.save(schedule, staging / "scheduler.pt")
             self._save_scaler(str(staging))
             self._save_rng_state(str(staging))
             self._export_callback_states()
@@ -106,7 +107,8 @@ class KeptTrainer(Trainer):
             for name in ("optimizer.pt", "scheduler.pt")
         )
         self.shards.load_states(self.optimizer, states)
-        self._schedule().load_state_dict(schedule)
+        groups = len(self._schedule().optimizer.param_groups)
+        self._schedule().load_state_dict(_for_groups(schedule, groups))
 
     def create_optimizer(self, *arguments: Any, **options: Any) -> Any:
         """The Trainer's own, under DeepSpeed where the run shares out its states."""
@@ -136,3 +138,9 @@ class KeptTrainer(Trainer):
             super()._load_scaler(checkpoint)
         except (RuntimeError, KeyError) as exc:
             log.warning("The loss scale of %s cannot be used (%s); it starts afresh.", checkpoint, exc)
+
+
+def _for_groups(schedule: dict[str, Any], count: int) -> dict[str, Any]:
+    """The state of a schedule for ``count`` groups of parameters, all alike; DeepSpeed drops those that are empty."""
+    lists = {name: value[:1] * count for name, value in schedule.items() if isinstance(value, list)}
+    return schedule | lists

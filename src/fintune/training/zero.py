@@ -152,6 +152,9 @@ class ZeroShards:
         """Takes over states that ``states`` gave, or AdamW in one process."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
+        if not states["state"]:
+            return
+        self._begin_states()
         for number, parameter in enumerate(self.trained.values()):
             for key in _MOMENTS:
                 value = states["state"][number][key].to(self.engine.device)
@@ -162,6 +165,16 @@ class ZeroShards:
                 own["step"].fill_(self._steps)
         for group in self.inner.param_groups:
             group["lr"] = states["param_groups"][0]["lr"]
+
+    def _begin_states(self) -> None:
+        """States of zeros, which AdamW makes no sooner than in its first step, for DeepSpeed to find by its parts."""
+        inside = self.engine.optimizer
+        is_third = self.settings.stage == 3
+        for part in inside.fp32_partitioned_groups_flat if is_third else inside.single_partition_of_fp32_groups:
+            own = {key: torch.zeros_like(part) for key in _MOMENTS}
+            self.inner.state[part] = {"step": torch.zeros((), device=part.device), **own}
+        if not is_third:
+            inside._lazy_init_hp_params_optimizer_state()
 
     def drop_gathered(self) -> None:
         """Nothing: DeepSpeed lets go of a layer when it was computed."""
