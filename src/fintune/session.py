@@ -9,7 +9,7 @@ import gc
 import json
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from fintune.inference.progress import tracking
 from fintune.inference.vllm_engine import VllmModel, open_vllm, require_vllm
 from fintune.models.load import LoadedBase, load_base
 from fintune.models.locate import locate_base
-from fintune.models.merged_base import merge_adapter, merged_section
+from fintune.models.merging import merge_and_load, merged_section
 from fintune.schema.adapter_records import given_adapter
 from fintune.schema.example import Example
 from fintune.schema.loading import load_recipe
@@ -333,21 +333,22 @@ def hand_over(session: Session, run: RunDirectory, prompts: Sequence[list[int]])
     if adapter.hand_over != "merge" or adapter.init_adapter is None:
         return session, {}
     target, note, section = run.path / "base", run.path / "merge.json", session.recipe.model
+    held = session.base.quantization
     if note.is_file():
         facts = json.loads(note.read_text(encoding="utf-8"))
-        held, device = session.base.quantization, session.base.model.device
+        device = session.base.model.device
         return session.on_base(
             load_base(merged_section(section, held, target), device=device, for_training=True)
         ), facts
-    base, gap = merge_adapter(
+    base, gap = merge_and_load(
         session.base, section, given_adapter(adapter.init_adapter), target, prompts[:MERGE_PROMPTS]
     )
     log.warning(
         "Merging the earlier adapter moved the last logits of %d prompts by %.3g on average and %.3g at most; "
-        "their mean size is %.3g.",
-        gap.prompts, gap.mean, gap.largest, gap.mean_size,
+        "their spread is %.3g.",
+        gap.positions, gap.mean, gap.largest, gap.spread,
     )  # fmt: skip
-    facts = {"hand_over": gap.as_facts()}
+    facts = {"hand_over": {"rule": "merge", "held": held, **asdict(gap)}}
     write_json(note, facts)
     return session.on_base(base), facts
 
