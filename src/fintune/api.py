@@ -183,7 +183,7 @@ def evaluate(
     )
     run = RunDirectory(Path(output_dir)) if output_dir is not None else None
     optional = [task.name for task in asked if task.suite]
-    from fintune.pipeline import evaluate_recipe  # torch: only once the names are known to be right
+    from fintune.measuring import evaluate_recipe  # torch: only once the names are known to be right
 
     return evaluate_recipe(recipe, folder, run, progress=progress, optional=optional, trained=trained)
 
@@ -290,7 +290,7 @@ def report(run_dir: str | Path) -> Path:
     Raises:
         RunError: the directory is no run, or was not evaluated.
     """
-    from fintune.pipeline import write_run_report
+    from fintune.measuring import write_run_report
 
     run = RunDirectory(Path(run_dir))
     if not run.recipe.is_file():
@@ -323,7 +323,7 @@ def compare(
 
     results, records = compare_runs(read_runs(runs))
     if output_dir is not None:
-        from fintune.pipeline import write_comparison
+        from fintune.measuring import write_comparison
 
         write_comparison(RunDirectory(Path(output_dir)), results, records)
     return results
