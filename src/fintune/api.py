@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune.asked import base_and_adapter, own_tables, task_section
-from fintune.schema.errors import DataError, FintuneError, RecipeError, RunError
+from fintune.schema.errors import FintuneError, RecipeError, RunError
 from fintune.schema.loading import RecipeInfo, list_recipes, load_recipe
 from fintune.schema.outcomes import PreviewSample, TaskInfo, TrainingOutcome
 from fintune.schema.recipe import Recipe
@@ -333,32 +333,9 @@ def preview(
     recipe: RecipeLike, *, overrides: Sequence[str] = (), samples: int = 3, split: str = "train"
 ) -> list[PreviewSample]:
     """The first samples of a recipe as tokens with their loss mask; loads the tokenizer but no weights."""
-    from fintune.evaluation.suite import load_run_data
-    from fintune.models.load import load_tokenizer
-    from fintune.models.locate import locate_base
-    from fintune.models.templates import apply_chat_template_override
-    from fintune.trees.chat import ChatFormat, encode_parts
+    from fintune.previewing import preview_samples
 
-    loaded = load_recipe(recipe, overrides)
-    data = load_run_data(loaded)
-    rows = {"train": data.train, "validation": data.validation, "test": data.tested[0][1]}
-    if split not in rows:
-        raise DataError(f"There is no split named {split}.", f"Choose one of {', '.join(rows)}.")
-    files = locate_base(loaded.model)
-    tokenizer = load_tokenizer(files, loaded.model)
-    apply_chat_template_override(tokenizer, loaded.model.chat_template, loaded.model.base)
-    chat = ChatFormat(tokenizer, loaded.training.max_length)
-    shown = []
-    for example in rows[split][:samples]:
-        for encoded in encode_parts(chat, example):
-            sample = encoded.training_sample()
-            ids = sample.tokens.tolist()
-            texts = [str(tokenizer.decode([token])) for token in ids]
-            supervised = (sample.supervision > 0).tolist()
-            shown.append(
-                PreviewSample(example.example_id, tuple(zip(texts, ids, supervised, strict=True)), encoded.truncated)
-            )
-    return shown
+    return preview_samples(load_recipe(recipe, overrides), samples, split)
 
 
 def estimate(
