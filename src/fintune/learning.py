@@ -5,11 +5,12 @@ Enters: a recipe and its run directory. Leaves: the trained model, the adapter w
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ from fintune.inference.forward import EdgeModel
 from fintune.models.adapter_files import save_adapter
 from fintune.models.adapters import count_parameters, format_parameter_counts
 from fintune.models.hand_over import FrozenPart, start_adapter
+from fintune.models.load import load_base
+from fintune.models.merging import merge_and_load, merged_section
+from fintune.schema.adapter_records import given_adapter
 from fintune.schema.errors import DataError, RunError
 from fintune.schema.example import Example
 from fintune.schema.loading import save_recipe
 from fintune.schema.recipe import Recipe
 from fintune.schema.results import DocumentRecord
 from fintune.schema.run_directory import RunDirectory, clear_leftovers, write_json, writing
-from fintune.session import Session, hand_over
+from fintune.session import Session
 from fintune.tasks.registry import task_of
 from fintune.tasks.selection import balanced_weights
 from fintune.training.identity import pinned_start, require_same_recipe, run_fingerprint
@@ -38,6 +42,7 @@ from fintune.trees.plan import group_numbers, numbered
 from fintune.trees.prefix_tree import TokenSample
 
 log = logging.getLogger(__name__)
+MERGE_PROMPTS = 8
 
 
 def train_recipe(recipe: Recipe, run: RunDirectory, *, progress: bool) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def train_session(
     from fintune.training.run import train_model
 
     recipe, data = session.recipe, session.data
-    session, handed = hand_over(session, run, [encoded.prompt.tolist() for encoded in train_set.encoded])
+    session, handed = _hand_over(session, run, [encoded.prompt.tolist() for encoded in train_set.encoded])
     start = start_adapter(session.base, recipe.adapter, seed=recipe.seed)
     model = session.edge_model(start.model)
     facts = _model_facts(session, model, train_set, start.frozen) | handed
@@ -113,6 +118,41 @@ def train_session(
         write_json(run.facts, facts)
         _save_result(session, model, run, trained.weights)
     return session, model, facts
+
+
+def _hand_over(session: Session, run: RunDirectory, prompts: Sequence[list[int]]) -> tuple[Session, dict[str, Any]]:
+    """Carries out ``adapter.hand_over=merge``, unless that was done before; other rules are for ``start_adapter``.
+
+    Args:
+        session: on the base of the earlier adapter, which is used up.
+        run: gets the merged base as ``base/`` and what the merge changed as ``merge.json``.
+        prompts: tokens of some prompts, of which the first are compared.
+
+    Returns:
+        The session on the merged base, and the facts of the merge.
+    """
+    adapter = session.recipe.adapter
+    if adapter.hand_over != "merge" or adapter.init_adapter is None:
+        return session, {}
+    target, note, section = run.path / "base", run.path / "merge.json", session.recipe.model
+    held = session.base.quantization
+    if note.is_file():
+        facts = json.loads(note.read_text(encoding="utf-8"))
+        device = session.base.model.device
+        return session.on_base(
+            load_base(merged_section(section, held, target), device=device, for_training=True)
+        ), facts
+    base, gap = merge_and_load(
+        session.base, section, given_adapter(adapter.init_adapter), target, prompts[:MERGE_PROMPTS]
+    )
+    log.warning(
+        "Merging the earlier adapter moved the last logits of %d prompts by %.3g on average and %.3g at most; "
+        "their spread is %.3g.",
+        gap.positions, gap.mean, gap.largest, gap.spread,
+    )  # fmt: skip
+    facts = {"hand_over": {"rule": "merge", "held": held, **asdict(gap)}}
+    write_json(note, facts)
+    return session.on_base(base), facts
 
 
 def encoded_training_set(session: Session) -> EncodedSet:

@@ -17,6 +17,7 @@ from fintune.cli.estimating import estimate
 from fintune.cli.evaluating import evaluate, show_results
 from fintune.cli.judging import judge
 from fintune.cli.launching import Gpus, ProcessCount, share_out
+from fintune.cli.options import OutputDir, Overrides, Quiet, RecipeArgument, Resume
 from fintune.cli.output import Output
 from fintune.cli.own_options import TableOptions, takes_table
 from fintune.cli.predicting import (
@@ -46,19 +47,9 @@ app.command()(compare)
 app.command()(estimate)
 app.command()(judge)
 
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path to your own YAML file.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, such as training.epochs=2."),
-]
-OutputDir = Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")]
-Resume = Annotated[bool, typer.Option(help="Go on from the newest checkpoint, or start afresh in <run>-2.")]
 RequireLicence = Annotated[
     Literal["commercial"] | None, typer.Option(help="Refuse data whose terms do not allow this use.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 _FILES = "Whole tables"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fintune.cli.options import Overrides, Quiet
 from fintune.cli.output import Output
 
 if TYPE_CHECKING:
@@ -33,10 +34,7 @@ def evaluate(
             "name:source or name@config:source; flare, fingpt, finlora or all.",
         ),
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, such as training.epochs=2."),
-    ] = None,
+    overrides: Overrides = None,
     adapter: Annotated[
         str | None, typer.Option("--adapter", "-a", help="Adapter (folder or name) or run to measure.")
     ] = None,
@@ -64,7 +62,7 @@ def evaluate(
             "--output-dir", "--output_dir", help="Where records and report go; a stopped evaluation goes on there."
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure a model, with or without an adapter, on financial tasks."""
     from fintune import api
