@@ -12,6 +12,7 @@ import pytest
 import fintune
 from fintune.cli import main
 from fintune.models import write_tiny_model
+from fintune.models.adapter_files import read_adapter_info
 from fintune.schema.adapter_records import get_stored, registry_root
 from fintune.schema.errors import AdapterError
 from tests.runs import run
@@ -60,6 +61,28 @@ def test_a_record_says_where_an_adapter_came_from(runs, base):
     assert [parent.reference for parent in details.lineage] == ["fin@1"]
     assert details.contents.rank == 4 and set(details.contents.norms) >= {"q_proj", "down_proj"}
     assert [record.reference for record in fintune.adapters.records()] == ["fin@1", "fin@2"]
+
+
+def test_what_training_started_from_is_the_parent(runs, base, tmp_path):
+    one, two = (outcome.run_dir for outcome in runs)
+    shutil.copytree(one, tmp_path / "earlier")
+    onward = run(base, tmp_path / "onward", f"adapter.init_adapter={tmp_path / 'earlier'}")
+    before = fintune.adapters.add(onward.run_dir, "unnamed")
+    (parent,) = before.parents
+    assert (parent.name, parent.version, parent.reference) == (str(tmp_path / "earlier"), None, parent.name)
+    assert parent.content_hash == read_adapter_info(one / "adapter").content_hash
+    shutil.rmtree(tmp_path / "earlier")
+    assert fintune.adapters.add(onward.run_dir, "unnamed").parents[0].content_hash is None
+    first = fintune.adapters.add(one, "fin")
+    fintune.adapters.add(two, "fin")
+    assert fintune.adapters.add(onward.adapter_dir, "onward").parents == (first.as_parent(),), "by its hash"
+    named = run(base, tmp_path / "named", "adapter.init_adapter=fin@1")
+    fintune.adapters.add(one, "afterwards")
+    assert fintune.adapters.add(named.run_dir, "named").parents == (first.as_parent(),), "the name it was given by"
+    with pytest.raises(AdapterError, match="lineage would lead nowhere"):
+        fintune.adapters.remove("fin@1")
+    assert fintune.adapters.add(named.run_dir, "named", parent="afterwards").parents[0].name == "afterwards"
+    assert fintune.adapters.add(two, "alone").parents == ()
 
 
 def test_the_same_rows_have_the_same_data_hash_and_other_rows_another(runs, tmp_path):
@@ -173,7 +196,7 @@ def test_the_command_line(runs, base, tmp_path, capsys, monkeypatch):
     assert main(["adapters", "diff", "fin", "other"]) == 0 and "use_rslora: False -> True" in capsys.readouterr().out
     assert main(["adapters", "merge", "both", "--output", str(tmp_path / "merged"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["mean"] < report["largest"] and fintune.load(tmp_path / "merged").predict(TEXTS)
+    assert report["gap"]["mean"] < report["gap"]["largest"] and fintune.load(tmp_path / "merged").predict(TEXTS)
     assert main(["adapters", "verify"]) == 0 and "3 versions checked, 0 damaged" in capsys.readouterr().out
     assert main(["adapters", "remove", "fin", "--yes"]) == 2
     monkeypatch.setattr("sys.stdin", io.StringIO())  # nobody says yes

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fintune
-from fintune import pipeline
+from fintune import learning
 from fintune.evaluation.scoring import Scorer
 from fintune.schema.errors import RecipeError, RunError
 from fintune.schema.run_directory import RunDirectory
@@ -124,7 +124,7 @@ def test_a_stop_signal_saves_the_step_and_resumes_to_the_same_bits(base, straigh
 
 def test_totals_survive_a_resume_after_the_last_step(base, straight, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(pipeline, "_save_result", dies)
+        patched.setattr(learning, "_save_result", dies)
         run(base, tmp_path / "run")
     resumed = run(base, tmp_path / "run")
     assert resumed.facts["resumed_from_step"] == resumed.facts["steps"]
@@ -138,7 +138,7 @@ def dies(*_, **__):
 
 def test_an_unfinished_run_is_not_mistaken_for_its_base(base, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(pipeline, "_save_result", dies)
+        patched.setattr(learning, "_save_result", dies)
         run(base, tmp_path / "run")
     with pytest.raises(RunError, match="not trained to its end"):
         fintune.load(tmp_path / "run", device="cpu")

@@ -258,7 +258,9 @@ def test_a_merged_stage_trains_on_a_base_of_its_own_and_reports_the_gap(base, tm
             train(base, tmp_path / "run", *changes)
     outcome = train(base, tmp_path / "run", *changes)
     gap = outcome.facts["hand_over"]
-    assert gap["rule"] == "merge" and gap["held"] == "nf4" and gap["prompts"] == 8 and 0 < gap["mean"] < gap["largest"]
+    assert (
+        gap["rule"] == "merge" and gap["held"] == "nf4" and gap["positions"] == 8 and 0 < gap["mean"] < gap["largest"]
+    )
     assert outcome.facts["stages"]["2-simple"]["hand_over"] == gap
     merged = outcome.run_dir / "stages" / "2-simple" / "base"
     assert load_recipe(outcome.adapter_dir).model.base == str(merged)

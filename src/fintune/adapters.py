@@ -21,7 +21,7 @@ from fintune.schema.adapter_records import (
     stored_adapters,
 )
 from fintune.schema.errors import AdapterError
-from fintune.schema.run_directory import RunDirectory
+from fintune.schema.run_directory import RunDirectory, adapter_folder
 
 if TYPE_CHECKING:
     from fintune.models.adapter_registry import Damage
@@ -53,7 +53,7 @@ def add(source: str | Path, name: str, *, parent: str | None = None) -> AdapterR
     Args:
         source: run directory or adapter folder; it stays as it is.
         name: letters, digits, dot, dash and underscore.
-        parent: the named adapter that its training began from.
+        parent: the named adapter that its training began from; what the recipe beside it says when None.
 
     Raises:
         AdapterError: the name cannot be used, ``parent`` is unknown or of another base, or there is no adapter.
@@ -62,9 +62,10 @@ def add(source: str | Path, name: str, *, parent: str | None = None) -> AdapterR
     from fintune.models.adapter_registry import Origin, add_adapter
     from fintune.models.adapter_weights import require_one_base
 
-    parents: tuple[Parent, ...] = ()
     place = Path(source).expanduser()
-    if parent is not None:
+    if parent is None:
+        parents = _started_from(_folder(place))
+    else:
         stored = get_stored(registry_root(), parent)
         require_one_base([stored.path, _folder(place)])
         parents = (stored.record.as_parent(),)
@@ -222,6 +223,34 @@ def _lineage(record: AdapterRecord) -> tuple[Parent, ...]:
     return tuple(found.values())
 
 
+def _started_from(folder: Path) -> tuple[Parent, ...]:
+    """The adapter that the recipe beside ``folder`` starts from: by its name where it was added, else by its path."""
+    from fintune.models.adapter_files import read_adapter_info
+    from fintune.serving.predictor import recipe_of
+
+    recipe = recipe_of(folder) if folder.is_dir() else None
+    if recipe is None or recipe.adapter.init_adapter is None:
+        return ()
+    given, wanted = recipe.adapter.init_adapter, recipe.adapter.init_hash
+    found = [one.record for one in stored_adapters(registry_root()) if _hash_of(one.path) == wanted]
+    named = [record for record in found if given in (record.name, record.reference)]
+    if found:
+        return ((named or found)[-1].as_parent(),)
+    earlier = adapter_folder(Path(given))
+    known = read_adapter_info(earlier).content_hash if _hash_of(earlier) == wanted else None
+    return (Parent(name=given, version=None, content_hash=known),)
+
+
+def _hash_of(folder: Path) -> str | None:
+    """What ``adapter.init_hash`` would be; None where there is no intact adapter."""
+    from fintune.training.identity import adapter_hash
+
+    try:
+        return adapter_hash(folder)
+    except AdapterError:
+        return None
+
+
 def _combined_recipe(folders: Sequence[Path], name: str) -> Recipe | None:
     from fintune.schema.loading import load_recipe
     from fintune.serving.predictor import recipe_of
@@ -237,4 +266,5 @@ def _combined_recipe(folders: Sequence[Path], name: str) -> Recipe | None:
         "tasks": [{**task.model_dump(mode="json"), "weight": None} for task in tasks.values()],
         "mixture": "proportional",
     }
+    first["adapter"] |= {"init_adapter": None, "init_hash": None, "hand_over": None}
     return load_recipe({**first, "name": name})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune.asked import base_and_adapter, own_tables, task_section
-from fintune.schema.errors import DataError, FintuneError, RecipeError, RunError
+from fintune.schema.errors import FintuneError, RecipeError, RunError
 from fintune.schema.loading import RecipeInfo, list_recipes, load_recipe
 from fintune.schema.outcomes import PreviewSample, TaskInfo, TrainingOutcome
 from fintune.schema.recipe import Recipe
@@ -183,7 +183,7 @@ def evaluate(
     )
     run = RunDirectory(Path(output_dir)) if output_dir is not None else None
     optional = [task.name for task in asked if task.suite]
-    from fintune.pipeline import evaluate_recipe  # torch: only once the names are known to be right
+    from fintune.measuring import evaluate_recipe  # torch: only once the names are known to be right
 
     return evaluate_recipe(recipe, folder, run, progress=progress, optional=optional, trained=trained)
 
@@ -290,7 +290,7 @@ def report(run_dir: str | Path) -> Path:
     Raises:
         RunError: the directory is no run, or was not evaluated.
     """
-    from fintune.pipeline import write_run_report
+    from fintune.measuring import write_run_report
 
     run = RunDirectory(Path(run_dir))
     if not run.recipe.is_file():
@@ -323,7 +323,7 @@ def compare(
 
     results, records = compare_runs(read_runs(runs))
     if output_dir is not None:
-        from fintune.pipeline import write_comparison
+        from fintune.measuring import write_comparison
 
         write_comparison(RunDirectory(Path(output_dir)), results, records)
     return results
@@ -333,32 +333,9 @@ def preview(
     recipe: RecipeLike, *, overrides: Sequence[str] = (), samples: int = 3, split: str = "train"
 ) -> list[PreviewSample]:
     """The first samples of a recipe as tokens with their loss mask; loads the tokenizer but no weights."""
-    from fintune.evaluation.suite import load_run_data
-    from fintune.models.load import load_tokenizer
-    from fintune.models.locate import locate_base
-    from fintune.models.templates import apply_chat_template_override
-    from fintune.trees.chat import ChatFormat, encode_parts
+    from fintune.previewing import preview_samples
 
-    loaded = load_recipe(recipe, overrides)
-    data = load_run_data(loaded)
-    rows = {"train": data.train, "validation": data.validation, "test": data.tested[0][1]}
-    if split not in rows:
-        raise DataError(f"There is no split named {split}.", f"Choose one of {', '.join(rows)}.")
-    files = locate_base(loaded.model)
-    tokenizer = load_tokenizer(files, loaded.model)
-    apply_chat_template_override(tokenizer, loaded.model.chat_template, loaded.model.base)
-    chat = ChatFormat(tokenizer, loaded.training.max_length)
-    shown = []
-    for example in rows[split][:samples]:
-        for encoded in encode_parts(chat, example):
-            sample = encoded.training_sample()
-            ids = sample.tokens.tolist()
-            texts = [str(tokenizer.decode([token])) for token in ids]
-            supervised = (sample.supervision > 0).tolist()
-            shown.append(
-                PreviewSample(example.example_id, tuple(zip(texts, ids, supervised, strict=True)), encoded.truncated)
-            )
-    return shown
+    return preview_samples(load_recipe(recipe, overrides), samples, split)
 
 
 def estimate(

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fintune.evaluation.suite import CHARACTERS_PER_TOKEN, kept_apart
+from fintune.evaluation.suite import CHARACTERS_PER_TOKEN
+from fintune.evaluation.training_rows import kept_apart
 from fintune.schema.errors import DataError, RecipeError
 from fintune.schema.example import Example
 from fintune.schema.quality import QualityProblem, QualityReport

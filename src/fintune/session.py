@@ -6,7 +6,6 @@ Enters: a recipe. Leaves: ``Session``, which training and evaluation share: its 
 from __future__ import annotations
 
 import gc
-import json
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,14 +26,12 @@ from fintune.inference.progress import tracking
 from fintune.inference.vllm_engine import VllmModel, open_vllm, require_vllm
 from fintune.models.load import LoadedBase, load_base
 from fintune.models.locate import locate_base
-from fintune.models.merged_base import merge_adapter, merged_section
-from fintune.schema.adapter_records import given_adapter
 from fintune.schema.example import Example
 from fintune.schema.loading import load_recipe
 from fintune.schema.processes import this_process
 from fintune.schema.recipe import Packing, Recipe
 from fintune.schema.results import Comparison, DocumentRecord, EvaluationResults, TaskResult
-from fintune.schema.run_directory import RunDirectory, write_json
+from fintune.schema.run_directory import RunDirectory
 from fintune.tasks.base import LoadedTask, Task
 from fintune.tasks.shots import with_shots
 from fintune.training.identity import adapter_hash, hash_of
@@ -46,7 +43,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FIVE_SHOT, CALIBRATED = "base_5shot", "base_calibrated"
-MERGE_PROMPTS = 8
 VLLM_MEMORY = 0.5  # share of the GPU's memory; the rest holds our own model, which ranks labels
 BASE_VARIANTS = {"five_shot": FIVE_SHOT, "calibrated": CALIBRATED}
 
@@ -316,40 +312,6 @@ class Session:
             counts=counts,
             elapsed_s=elapsed_s,
         )
-
-
-def hand_over(session: Session, run: RunDirectory, prompts: Sequence[list[int]]) -> tuple[Session, dict[str, Any]]:
-    """Carries out ``adapter.hand_over=merge``, unless that was done before; other rules are for ``start_adapter``.
-
-    Args:
-        session: on the base of the earlier adapter, which is used up.
-        run: gets the merged base as ``base/`` and what the merge changed as ``merge.json``.
-        prompts: tokens of some prompts, of which the first are compared.
-
-    Returns:
-        The session on the merged base, and the facts of the merge.
-    """
-    adapter = session.recipe.adapter
-    if adapter.hand_over != "merge" or adapter.init_adapter is None:
-        return session, {}
-    target, note, section = run.path / "base", run.path / "merge.json", session.recipe.model
-    if note.is_file():
-        facts = json.loads(note.read_text(encoding="utf-8"))
-        held, device = session.base.quantization, session.base.model.device
-        return session.on_base(
-            load_base(merged_section(section, held, target), device=device, for_training=True)
-        ), facts
-    base, gap = merge_adapter(
-        session.base, section, given_adapter(adapter.init_adapter), target, prompts[:MERGE_PROMPTS]
-    )
-    log.warning(
-        "Merging the earlier adapter moved the last logits of %d prompts by %.3g on average and %.3g at most; "
-        "their mean size is %.3g.",
-        gap.prompts, gap.mean, gap.largest, gap.mean_size,
-    )  # fmt: skip
-    facts = {"hand_over": gap.as_facts()}
-    write_json(note, facts)
-    return session.on_base(base), facts
 
 
 def _lost(records: Sequence[DocumentRecord]) -> tuple[int, int]:

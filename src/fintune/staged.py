@@ -24,17 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from fintune.environment import describe_environment
+from fintune.learning import describe_adapter, placing_adapter, train_recipe
+from fintune.measuring import evaluate_run, scored_folder, write_run_report
 from fintune.models.adapter_files import load_adapter
 from fintune.models.load import load_base
-from fintune.pipeline import (
-    describe_adapter,
-    evaluate_run,
-    known_facts,
-    placing_adapter,
-    scored_folder,
-    train_recipe,
-    write_run_report,
-)
 from fintune.schema.errors import DataError
 from fintune.schema.loading import load_recipe, save_recipe
 from fintune.schema.outcomes import TrainingOutcome
@@ -169,7 +162,7 @@ def _pinned_stage(stage: StageSection, sections: dict[str, Any], first: Recipe |
 
 def _facts(recipe: Recipe, order: Sequence[int], places: Sequence[RunDirectory]) -> dict[str, Any]:
     """The last stage's facts, the sums of what all stages computed, and each stage's own figures."""
-    found = [known_facts(place) for place in places]
+    found = [place.read_facts() for place in places]
     stages = {
         place.path.name: {key: own[key] for key in _OF_A_STAGE if key in own}
         for place, own in zip(places, found, strict=True)
@@ -233,7 +226,7 @@ def _measured(
 
 
 def _lost(places: Sequence[RunDirectory]) -> dict[str, int]:
-    found = [known_facts(place) for place in places]
+    found = [place.read_facts() for place in places]
     return {
         f"{name}_training_samples": sum(int(facts.get(f"{name}_samples", 0)) for facts in found)
         for name in ("truncated", "dropped")

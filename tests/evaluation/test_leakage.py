@@ -107,9 +107,9 @@ class TestAsked:
 
     @pytest.fixture
     def ask(self, tmp_path, monkeypatch):
-        import fintune.pipeline
+        import fintune.measuring
 
-        monkeypatch.setattr(fintune.pipeline, "evaluate_recipe", lambda recipe, *a, **k: (recipe, k))
+        monkeypatch.setattr(fintune.measuring, "evaluate_recipe", lambda recipe, *a, **k: (recipe, k))
 
         def ask(*tasks, trained=None, **options):
             adapter = tmp_path / "adapter"

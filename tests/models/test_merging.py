@@ -48,13 +48,13 @@ def test_the_report_is_what_the_files_compute(load_tiny, tiny_folder, tmp_path, 
     before = logits(load_adapter(base, adapter), base.tokenizer)
     after = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32), base.tokenizer)
     difference = torch.cat([one - other for one, other in zip(before, after, strict=True)]).abs()
-    assert report.largest == pytest.approx(float(difference.max()), rel=1e-5)
-    assert report.mean == pytest.approx(float(difference.mean()), rel=1e-4)
-    assert report.positions == sum(map(len, before)) and report.held == quantization
-    assert 0 < report.mean < 0.1 * report.spread  # the adapter itself moves them far more
+    assert report.gap.largest == pytest.approx(float(difference.max()), rel=1e-5)
+    assert report.gap.mean == pytest.approx(float(difference.mean()), rel=1e-4)
+    assert report.gap.positions == sum(map(len, before)) and report.held == quantization
+    assert 0 < report.gap.mean < 0.1 * report.gap.spread  # the adapter itself moves them far more
     untuned = torch.cat(logits(load_tiny(quantization=quantization).model, base.tokenizer))
-    assert (torch.cat(before) - untuned).abs().mean() > 3 * report.mean
-    assert json.loads((tmp_path / "merged" / MERGE_NOTE).read_text())["largest"] == report.largest
+    assert (torch.cat(before) - untuned).abs().mean() > 3 * report.gap.mean
+    assert json.loads((tmp_path / "merged" / MERGE_NOTE).read_text())["gap"]["largest"] == report.gap.largest
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["dtype"] == "bfloat16" and "quantization_config" not in config
     assert not list((tmp_path / "merged").glob("*.bin"))
@@ -66,7 +66,7 @@ def test_unpacked_weights_compute_what_packed_ones_did(load_tiny, quantization):
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
         expected = packed.model(input_ids=ids).logits
-        dense = dequantized(packed)
+        dense = dequantized(packed, CPU)
         found = dense.model(input_ids=ids).logits
         untouched = load_tiny().model(input_ids=ids).logits
     assert dense.quantization == "none" and {p.dtype for p in dense.model.parameters()} == {torch.float32}
@@ -91,4 +91,4 @@ def test_merging_refuses_what_it_should(load_tiny, tiny_folder, tmp_path):
 def test_the_gap_of_known_logits():
     one, two = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[1.0, 2.5], [3.0, 4.0]])
     gap = logit_gap([one], [two])
-    assert gap["positions"] == 2 and gap["largest"] == 4.0 and gap["mean"] == 4.5 / 4 and gap["agreement"] == 0.5
+    assert (gap.positions, gap.largest, gap.mean, gap.agreement) == (2, 4.0, 4.5 / 4, 0.5)

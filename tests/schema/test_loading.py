@@ -197,6 +197,13 @@ def test_a_missing_key_is_named() -> None:
         (["data.tasks.0.weight=2"], ("data.tasks.0.weight", "data.mixture")),
         (["data.mixture=temperature", "data.tasks.0.epochs=2"], ("data.tasks.0.epochs", "data.mixture")),
         (["data.tasks.1.name=fpb", "data.tasks.1.config=AllAgree"], ("data.tasks", "evaluation.tasks")),
+        *(
+            (
+                ["adapter.init_adapter=runs/a", "adapter.hand_over=stack", f"distributed.strategy={strategy}"],
+                ("adapter.hand_over", "distributed.strategy"),
+            )
+            for strategy in ("zero2", "zero3", "fsdp2")
+        ),
     ],
 )
 def test_an_impossible_combination_gives_the_tables_words(overrides: list[str], keys: tuple[str, str]) -> None:

@@ -27,7 +27,7 @@ def start(pipe, base: str, place: str, cache: str, changes: tuple[str, ...], rec
     os.environ["FINTUNE_CACHE"] = cache
     import torch
 
-    from fintune import pipeline, staged
+    from fintune import learning, measuring, session, staged
     from fintune.training import trainer as trainer_module
     from tests.runs import run
 
@@ -43,10 +43,10 @@ def start(pipe, base: str, place: str, cache: str, changes: tuple[str, ...], rec
     tree.training_step = announced("step", tree.training_step, say, step_of)
     tree._save_checkpoint = announced("saving", tree._save_checkpoint, say, step_of)
     tree.evaluate = announced("validating", tree.evaluate, say, step_of)
-    pipeline.Session.score = announced("scoring", pipeline.Session.score, say)
-    pipeline._save_result = announced("adapter", pipeline._save_result, say)
+    session.Session.score = announced("scoring", session.Session.score, say)
+    learning._save_result = announced("adapter", learning._save_result, say)
     staged.describe_adapter = announced("copying", staged.describe_adapter, say)
-    pipeline.write_records = announced("writing", pipeline.write_records, say)
+    measuring.write_records = announced("writing", measuring.write_records, say)
     say("start", None)
     run(Path(base), Path(place), *changes, recipe=recipe)
     say("finished", None)

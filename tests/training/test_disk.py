@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fintune import pipeline
+from fintune import learning, measuring
 from fintune.schema.errors import RunError
 from fintune.schema.run_directory import write_text_atomically
 from fintune.training.checkpoints import is_intact, list_checkpoints
@@ -137,7 +137,7 @@ def test_a_full_disk_at_any_stage_is_one_sentence_and_the_run_goes_on(base, stra
     from fintune.schema.run_directory import writing as pipeline_writing
 
     with monkeypatch.context() as patched, pytest.raises(RunError, match="No space"):
-        patched.setattr(pipeline, stage, full)
+        patched.setattr(measuring if stage == "write_records" else learning, stage, full)
         run(base, tmp_path / "run", *QUICK)
     resumed = run(base, tmp_path / "run", *QUICK)
     assert weights(resumed) == weights(straight) and losses(resumed) == losses(straight)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fintune import pipeline
+from fintune import learning
 from fintune.models.tiny import write_tiny_model
 from fintune.schema.recipe import TrainingSection
 from fintune.schema.run_directory import RunDirectory
@@ -81,7 +81,7 @@ def test_a_run_that_stopped_early_does_not_train_on_when_it_is_resumed(tmp_path,
     planned = [row["learning_rate"] for row in metrics(straight) if "loss" in row]
     assert min(planned[1:]) > max(planned) * 12 / 18  # of the planned 18 steps, not falling to 0 at the sixth
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(pipeline, "_save_result", dies)
+        patched.setattr(learning, "_save_result", dies)
         run(base, tmp_path / "run", *CHANGES)
     with monkeypatch.context() as patched:
         patched.setattr(trainer_module.TreeTrainer, "training_step", dies)

@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 
 from fintune.schema.processes import Processes
-from fintune.training.ranks import Ranks, _buckets
-from fintune.training.trainer import step_seed
+from fintune.training.ranks import Ranks, _buckets, step_seed
 from fintune.training.watch import Watch
 
 

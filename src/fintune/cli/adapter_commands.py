@@ -24,7 +24,9 @@ def add(
     context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory or adapter folder; it is copied.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name; the next version of it is made.")],
-    parent: Annotated[str | None, typer.Option(help="Named adapter that its training began from.")] = None,
+    parent: Annotated[
+        str | None, typer.Option(help="Named adapter that its training began from; else as its recipe says.")
+    ] = None,
 ) -> None:
     """Copy the adapter of a run into the registry, with its lineage."""
     from fintune import adapters

@@ -71,14 +71,15 @@ def difference(found: AdapterDifference, shown: int) -> list[Any]:
 
 def merge_lines(report: MergeReport) -> list[str]:
     """Where the merged model is, what it costs, and how far it is from the adapter on its base."""
+    gap = report.gap
     held = "in full" if report.held == "none" else f"in {report.held}, unpacked for the merge"
     return [
         f"merged   {report.path}",
         f"base     {report.base}, held {held}: {report.base_bytes:,} bytes; merged in {report.dtype}: "
         f"{report.merged_bytes:,} bytes",
-        f"logits   differ by {report.largest:.3g} at most and {report.mean:.3g} on average (their own spread is "
-        f"{report.spread:.3g}), over {report.positions} tokens, computed in {report.computed_in}",
-        f"tokens   the likeliest next one is the same for {report.agreement:.1%}",
+        f"logits   differ by {gap.largest:.3g} at most and {gap.mean:.3g} on average (their own spread is "
+        f"{gap.spread:.3g}), over {gap.positions} tokens, computed in {report.computed_in}",
+        f"tokens   the likeliest next one is the same for {gap.agreement:.1%}",
     ]
 
 

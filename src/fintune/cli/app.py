@@ -6,7 +6,7 @@ Heavy imports stay inside the functions, so that ``fintune --help`` answers at o
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,8 +14,10 @@ from fintune.cli.adapter_commands import adapters_app
 from fintune.cli.comparing import compare
 from fintune.cli.data_commands import data_app
 from fintune.cli.estimating import estimate
+from fintune.cli.evaluating import evaluate, show_results
 from fintune.cli.judging import judge
 from fintune.cli.launching import Gpus, ProcessCount, share_out
+from fintune.cli.options import OutputDir, Overrides, Quiet, RecipeArgument, Resume
 from fintune.cli.output import Output
 from fintune.cli.own_options import TableOptions, takes_table
 from fintune.cli.predicting import (
@@ -28,9 +30,6 @@ from fintune.cli.predicting import (
     unmarked,
 )
 from fintune.cli.task_commands import tasks_app
-
-if TYPE_CHECKING:
-    from fintune.schema.results import EvaluationResults
 
 app = typer.Typer(
     name="fintune",
@@ -48,21 +47,10 @@ app.command()(compare)
 app.command()(estimate)
 app.command()(judge)
 
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path to your own YAML file.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, such as training.epochs=2."),
-]
-OutputDir = Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")]
-Resume = Annotated[bool, typer.Option(help="Go on from the newest checkpoint, or start afresh in <run>-2.")]
 RequireLicence = Annotated[
     Literal["commercial"] | None, typer.Option(help="Refuse data whose terms do not allow this use.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 _FILES = "Whole tables"
-_BASELINES = "majority,lexicon,tfidf,last_direction,always_rise"
 
 
 def _version(wanted: bool) -> None:
@@ -154,7 +142,7 @@ def _train(
         )
     output.interrupt_hint = ""
     if outcome.results is not None:
-        _show_results(output, outcome.results)
+        show_results(output, outcome.results)
     output.say(f"\nadapter  {outcome.adapter_dir}", f"run      {outcome.run_dir}")
     if outcome.report is not None:
         output.say(f"report   {outcome.report}")
@@ -168,102 +156,7 @@ def _train(
     output.emit(outcome)
 
 
-def _show_results(output: Output, results: EvaluationResults) -> None:
-    from fintune.cli import tables
-
-    for task in tables.task_names(results):
-        output.say("", tables.results_table(results, task))
-    if results.comparisons:
-        output.say("", *tables.comparison_sentences(results))
-    output.say(*tables.notes(results))
-
-
-@app.command()
-def evaluate(
-    context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", "-m", "--model-path", "--model_path", help="Alias, hub id, folder, .gguf file, run or adapter."
-        ),
-    ],
-    tasks: Annotated[
-        str,
-        typer.Option(
-            "--tasks",
-            "-t",
-            "--benchmark",
-            help="Separated by commas: task names, each optionally name@config (fiqa_sa@flare is FLARE's division), "
-            "name:source or name@config:source; flare, fingpt, finlora or all.",
-        ),
-    ],
-    overrides: Overrides = None,
-    adapter: Annotated[
-        str | None, typer.Option("--adapter", "-a", help="Adapter (folder or name) or run to measure.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="test or validation.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many documents a task.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Named prompt; `fintune tasks` lists them.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="none, nf4, int8 or fp8.")] = None,
-    decoding: Annotated[
-        Literal["constrained", "free", "both"] | None,
-        typer.Option(
-            help="Labels: constrained takes the likeliest, free writes an answer and reads it, both ranks for our "
-            "rules and writes for FLARE's; default both for flare, else constrained."
-        ),
-    ] = None,
-    shots: Annotated[
-        int | None, typer.Option(min=0, help="Solved training rows of the task shown before each document.")
-    ] = None,
-    base_variants: Annotated[
-        str | None, typer.Option(help="Further ways to ask the base, separated by commas: five_shot, calibrated.")
-    ] = None,
-    baselines: Annotated[str, typer.Option(help="Which of these to score beside; none for no baselines.")] = _BASELINES,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--output-dir", "--output_dir", help="Where records and report go; a stopped evaluation goes on there."
-        ),
-    ] = None,
-    quiet: Quiet = False,
-) -> None:
-    """Measure a model, with or without an adapter, on financial tasks."""
-    from fintune import api
-
-    output: Output = context.obj
-    # Only what was given is passed on, so that defaults stand in one place, the Python function. Baselines are the
-    # exception: a script asks for what it needs, a person should see whether a language model was needed.
-    given: dict[str, Any] = {
-        "adapter": adapter,
-        "split": split,
-        "limit": limit,
-        "prompt": prompt,
-        "quantization": quantization,
-        "decoding": decoding,
-        "shots": shots,
-        "base_variants": None if base_variants is None else _words(base_variants),
-        "baselines": _words(baselines),
-        "output_dir": output_dir,
-        "overrides": overrides,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    output.interrupt_hint = (
-        "With --output-dir, a stopped evaluation can go on where it was."
-        if output_dir is None
-        else "Give the same command again to go on after the last complete part."
-    )
-    with output.quiet_stdout():
-        results = api.evaluate(model, tasks=_words(tasks), progress=not (quiet or output.json), **given)
-    output.interrupt_hint = ""
-    _show_results(output, results)
-    if output_dir is not None and (output_dir / "report.html").is_file():
-        output.say(f"\nreport   {output_dir / 'report.html'}")
-    output.emit(results)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    words = tuple(word.strip() for word in text.split(",") if word.strip())
-    return () if words == ("none",) else words
+app.command()(evaluate)
 
 
 @app.command(cls=PredictCommand)

@@ -7,27 +7,24 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from fintune.evaluation.baselines import LEARNT
 from fintune.evaluation.leakage import NOT_COMPARED, Leakage, leakage_findings, measure_leakage
 from fintune.evaluation.records import dialogue_of
-from fintune.evaluation.repeats import REPEATS, with_repeats, without_earlier
+from fintune.evaluation.training_rows import rows_to_learn, rows_to_train, with_repeats
 from fintune.schema.errors import DataError, RecipeError
 from fintune.schema.example import Example
 from fintune.schema.quality import QualityReport
-from fintune.schema.recipe import DataSection, EvaluationSection, Recipe, TaskSection
+from fintune.schema.recipe import EvaluationSection, Recipe, TaskSection
 from fintune.schema.results import DataLicence, OverlapReport
 from fintune.sources import remove_overlap, with_overlap
-from fintune.sources.overlap import HeldOut, overlap_pairs
 from fintune.tasks.base import LoadedTask
 from fintune.tasks.licences import require_licence
 from fintune.tasks.loading import load_task
 from fintune.tasks.registry import get_task
-from fintune.tasks.selection import select_rows
+from fintune.tasks.selection import DRAW_SEED, select_rows
 from fintune.tasks.shots import shot_order
 
 CHARACTERS_PER_TOKEN = 4  # only for the warning about long texts; what is shortened is counted in tokens
 FIVE = 5  # solved examples of the five-shot base
-DRAW_SEED = 17  # which held-out rows a limit keeps must not depend on the run's seed
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ def load_run_data(
         _require_quality(trained)
         _require_measurable(trained, recipe)
     documents = [(task, scored_documents(task, recipe.evaluation)) for task in tested]
-    chosen = _rows_to_train(trained, tested, documents, recipe) if training else _rows_to_learn(documents, recipe)
+    chosen = rows_to_train(trained, tested, documents, recipe) if training else rows_to_learn(documents, recipe)
     pinned = _pinned(recipe, trained, tested)
     leaked = measure_leakage(adapter, documents, recipe.data) if adapter is not None else Leakage()
     reports = {id(task): task for task in used}.values()
@@ -163,65 +160,6 @@ def load_run_data(
 
 def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """The rows of a run that are not scored in the end."""
-
-    train: list[Example] = field(default_factory=list)
-    validation: list[Example] = field(default_factory=list)
-    counts: dict[str, Mapping[str, object]] = field(default_factory=dict)
-    overlap: list[OverlapReport] = field(default_factory=list)
-
-
-def _rows_to_train(
-    trained: Sequence[LoadedTask],
-    tested: Sequence[LoadedTask],
-    documents: Sequence[tuple[LoadedTask, Sequence[Example]]],
-    recipe: Recipe,
-) -> _Chosen:
-    """Training and validation rows, each apart from what is held out in any task of the run."""
-    heldout = HeldOut(
-        [example for task in {id(t): t for t in [*trained, *tested]}.values() for example in _heldout(task)],
-        threshold=recipe.data.near_duplicate_threshold,
-    )
-    tests = heldout.among([example for _, rows in documents for example in rows])
-    chosen = _Chosen()
-    earlier: list[Example] = []
-    for task in trained:
-        whole, repeats = _training_rows(task, heldout, recipe, earlier)
-        rows = _proportion_of(whole, task.section, recipe.seed)
-        if not rows:
-            raise _no_training_rows(task, recipe)
-        watched = _validation_rows(task, tests, recipe)
-        removed = {"validation_rows_like_test": len(task.splits["validation"]) - len(watched)}
-        chosen.train.extend(rows)
-        chosen.validation.extend(select_rows(watched, recipe.data.validation_limit, seed=DRAW_SEED))
-        if len(rows) < len(whole):
-            removed["left_out_by_proportion"] = len(whole) - len(rows)
-        if task.section.conversations is not None:
-            earlier.extend(rows)
-            removed[REPEATS] = repeats
-        chosen.counts[task.task.name] = {**task.counts, "trained": len(rows), **removed}
-    if recipe.training.best_metric and not chosen.validation:
-        raise DataError("training.best_metric is set, but there are no validation rows.", "Set it to null.")
-    chosen.overlap.extend(_overlaps(trained, documents, heldout, recipe.data))
-    return chosen
-
-
-def _rows_to_learn(documents: Sequence[tuple[LoadedTask, Sequence[Example]]], recipe: Recipe) -> _Chosen:
-    """What baselines learn from where no model is trained: the training rows of each task by itself.
-
-    They are the rows that a run on the task trains on. Under a limit, only the scored documents count as held out,
-    because an index of thousands of rows is slow to build.
-    """
-    chosen = _Chosen(counts={task.task.name: task.counts for task, _ in documents})
-    for task, scored in documents if not LEARNT.isdisjoint(recipe.evaluation.baselines) else ():
-        if task.task.choices:  # free answers have no baselines
-            heldout = _heldout(task) if recipe.evaluation.limit is None else scored
-            chosen.train.extend(_training_rows(task, heldout, recipe)[0])
-    return chosen
 
 
 def _load(section: TaskSection, recipe: Recipe, on_loaded: Callable[[int], None]) -> LoadedTask:
@@ -309,70 +247,6 @@ def _require_quality(trained: Sequence[LoadedTask]) -> None:
             raise DataError(f"{task.source}: {problem.message}", problem.remedy)
 
 
-def _no_training_rows(task: LoadedTask, recipe: Recipe) -> DataError:
-    where, n_rows = f"The task {task.task.name} from {task.source}", len(task.splits["train"])
-    if not n_rows:
-        return DataError(f"{where} has no training rows.", "Check its source and split.")
-    threshold = recipe.data.near_duplicate_threshold
-    nearly = "" if threshold is None else f" or nearly equal (similarity from {threshold:g})"
-    return DataError(
-        f"{where} has no training rows left: all {n_rows} are equal{nearly} to held-out rows.",
-        "Use more varied rows, raise data.near_duplicate_threshold, or set data.remove_overlap=false.",
-    )
-
-
-def _training_rows(
-    task: LoadedTask, heldout: Sequence[Example] | HeldOut, recipe: Recipe, earlier: Sequence[Example] = ()
-) -> tuple[tuple[Example, ...], int]:
-    """The rows to train on, and how many were left out as repeats of ``earlier`` sources."""
-    rows, _ = kept_apart(task.splits["train"], heldout, recipe.data)
-    rows, repeats = without_earlier(task, rows, earlier)
-    return select_rows(rows, recipe.data.train_limit, recipe.data.balance, recipe.seed), repeats
-
-
-def _proportion_of(rows: tuple[Example, ...], section: TaskSection, seed: int) -> tuple[Example, ...]:
-    """The share of the rows that the section uses, at least one; under a limit, a share of the limited rows."""
-    return (
-        rows if section.proportion == 1 else select_rows(rows, max(1, round(section.proportion * len(rows))), seed=seed)
-    )
-
-
-def _validation_rows(task: LoadedTask, tests: HeldOut, recipe: Recipe) -> tuple[Example, ...]:
-    """Rows that choose checkpoints and thresholds: none of them may be like a row that is scored in the end."""
-    rows = task.splits["validation"]
-    return kept_apart(rows, tests, recipe.data)[0] if recipe.evaluation.split == "test" else rows
-
-
-def kept_apart(
-    rows: Sequence[Example], heldout: Sequence[Example] | HeldOut, data: DataSection
-) -> tuple[tuple[Example, ...], OverlapReport]:
-    """The rows without what is also, or nearly, held out, if the recipe removes it; and what was found."""
-    kept, report = remove_overlap(
-        rows, heldout, threshold=data.near_duplicate_threshold, same_document=data.remove_same_document
-    )
-    if data.remove_overlap:
-        return kept, report
-    return tuple(rows), report.model_copy(update={"removed_from_train": 0})
-
-
-def _overlaps(
-    trained: Sequence[LoadedTask],
-    documents: Sequence[tuple[LoadedTask, Sequence[Example]]],
-    heldout: HeldOut,
-    data: DataSection,
-) -> list[OverlapReport]:
-    """The scored documents of each task against the training rows of each task, as read."""
-    reports = overlap_pairs(
-        {task.task.name: task.splits["train"] for task in trained},
-        {task.task.name: rows for task, rows in documents},
-        heldout,
-        same_document=data.remove_same_document,
-    )
-    if data.remove_overlap:
-        return reports
-    return [report.model_copy(update={"removed_from_train": 0}) for report in reports]
-
-
 def scored_documents(task: LoadedTask, evaluation: EvaluationSection) -> tuple[Example, ...]:
     """The documents of a task that are scored; the same ones whatever the run's seed."""
     has_turns = any("turn" in example.metadata for example in task.splits[evaluation.split])
@@ -399,10 +273,6 @@ def _whole_dialogues(examples: Sequence[Example], limit: int | None) -> tuple[Ex
             break
         kept += turns
     return tuple(kept)
-
-
-def _heldout(task: LoadedTask) -> list[Example]:
-    return [*task.splits["validation"], *task.splits["test"]]
 
 
 def _pinned(recipe: Recipe, trained: Sequence[LoadedTask], tested: Sequence[LoadedTask]) -> Recipe:

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from fintune.models.adapter_files import read_adapter_info
-from fintune.models.files import read_json
+from fintune.models.stored_updates import StoredUpdates, plain_name
 from fintune.schema.errors import AdapterError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX, _A, _B, _MAGNITUDE = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 _COMPARED = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
              "lora_dropout", "bias", "modules_to_save", "exclude_modules", "layers_to_transform")  # fmt: skip
 
@@ -115,59 +112,10 @@ class AdapterDifference:
     modules: tuple[ModuleDifference, ...]
 
 
-class StoredUpdates:
-    """The updates of an adapter folder, read module by module.
-
-    Args:
-        folder: a LoRA adapter in safetensors form; opened by ``with``.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        info = read_adapter_info(folder)
-        if info.kind != "lora":
-            raise AdapterError(f"{folder} holds a wholly trained model, which has no low-rank update.", "Check it.")
-        self.folder = folder
-        self.config = read_json(folder / CONFIG)
-        self._stack = ExitStack()
-
-    def __enter__(self) -> StoredUpdates:
-        self._file = self._stack.enter_context(safe_open(self.folder / WEIGHTS, framework="pt"))
-        self.tensors = set(self._file.keys())
-        self.modules = sorted(key.removesuffix(_A) for key in self.tensors if key.endswith(_A))
-        if lacking := [module for module in self.modules if module + _B not in self.tensors]:
-            raise AdapterError(
-                f"{self.folder / WEIGHTS} has {lacking[0]}{_A} without its other factor.",
-                "The adapter is damaged; copy or train it again.",
-            )
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def factors(self, module: str) -> Factors:
-        """The update of one module."""
-        a, b = (self._file.get_tensor(module + part).double() for part in (_A, _B))
-        return Factors(a, b * self.scale(module, len(a)))
-
-    def scale(self, module: str, rank: int) -> float:
-        """What ``B A`` is multiplied by."""
-        alpha = _pattern_value(self.config.get("alpha_pattern"), plain_name(module), self.config["lora_alpha"])
-        return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
-
-    def sizes(self) -> Iterator[int]:
-        """Numbers of each tensor."""
-        for key in self.tensors:
-            yield math.prod(self._file.get_slice(key).get_shape())
-
-    def shape(self, module: str) -> tuple[int, int]:
-        """(out, in) of a module."""
-        inner, outer = (self._file.get_slice(module + part).get_shape() for part in (_A, _B))
-        return int(outer[0]), int(inner[1])
-
-
-def plain_name(module: str) -> str:
-    """The module's name in the base model."""
-    return module.removeprefix(_PREFIX)
+def factors(updates: StoredUpdates, module: str) -> Factors:
+    """The update of one module."""
+    a, b = updates.matrices(module)
+    return Factors(a.double(), b.double() * updates.scale(module))
 
 
 def layer_type(module: str) -> str:
@@ -184,7 +132,7 @@ def inspect_adapter(folder: Path) -> AdapterContents:
     with StoredUpdates(folder) as updates:
         squares: dict[str, float] = defaultdict(float)
         for module in updates.modules:
-            squares[layer_type(module)] += updates.factors(module).norm() ** 2
+            squares[layer_type(module)] += factors(updates, module).norm() ** 2
         config = updates.config
         return AdapterContents(
             path=folder,
@@ -195,7 +143,7 @@ def inspect_adapter(folder: Path) -> AdapterContents:
             targets=tuple(sorted(squares)),
             modules=len(updates.modules),
             parameters=sum(updates.sizes()),
-            other_tensors=len(updates.tensors) - 2 * len(updates.modules),
+            other_tensors=len(updates.other_tensors),
             norms={kind: math.sqrt(square) for kind, square in sorted(squares.items())},
         )
 
@@ -210,7 +158,7 @@ def compare_adapters(first: Path, second: Path) -> AdapterDifference:
     with StoredUpdates(first) as one, StoredUpdates(second) as other:
         rows, difference, whole = [], 0.0, 0.0
         for module in sorted({*one.modules, *other.modules}):
-            mine, theirs = (side.factors(module) if module in side.modules else None for side in (one, other))
+            mine, theirs = (factors(side, module) if module in side.modules else None for side in (one, other))
             _require_one_shape(module, mine, theirs)
             present = ([mine] if mine else []) + ([theirs.times(-1.0)] if theirs else [])
             norms = (mine.norm() if mine else 0.0, theirs.norm() if theirs else 0.0)
@@ -236,7 +184,7 @@ def distance_from_sum(combined: Path, parents: Sequence[Path], weights: Sequence
         distance = whole = 0.0
         for module in sorted({module for side in sides for module in side.modules}):
             terms = [
-                side.factors(module).times(sign)
+                factors(side, module).times(sign)
                 for side, sign in zip(sides, signed, strict=True)
                 if module in side.modules
             ]
@@ -269,15 +217,6 @@ def _require_one_shape(module: str, one: Factors | None, other: Factors | None) 
         raise AdapterError(
             f"{plain_name(module)} has another shape in the two adapters.", "Only adapters of one base can be compared."
         )
-
-
-def _pattern_value(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """As peft looks up ``alpha_pattern``: keys match the end of a module's name."""
-    from peft.utils.other import get_pattern_key
-
-    if not pattern:
-        return default
-    return pattern.get(get_pattern_key(list(pattern), module), default)
 
 
 def _comparable(value: Any) -> Any:

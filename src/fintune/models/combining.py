@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from fintune.models.adapter_files import sort_targets
-from fintune.models.adapter_weights import CONFIG, WEIGHTS, StoredUpdates, plain_name, require_one_base
+from fintune.models.adapter_weights import require_one_base
 from fintune.models.adapters import peft_quiet, seeded
 from fintune.models.foreign import first_line
+from fintune.models.stored_updates import CONFIG, WEIGHTS, StoredUpdates, plain_name
 from fintune.schema.errors import AdapterError
 
 Method = Literal["linear", "svd", "cat", "ties", "dare_linear", "dare_ties"]
@@ -125,7 +126,7 @@ def _require_plain(updates: StoredUpdates) -> None:
             f"{updates.folder} is a DoRA adapter, whose magnitudes have no weighted sum.",
             "Combine LoRA adapters without DoRA.",
         )
-    if len(updates.tensors) != 2 * len(updates.modules):
+    if updates.other_tensors:
         raise AdapterError(
             f"{updates.folder} holds layers saved whole beside its LoRA factors, which cannot be combined.",
             "Combine adapters without modules_to_save and biases.",

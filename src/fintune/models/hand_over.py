@@ -6,7 +6,7 @@
     stack   A = [A_old; random]   B = [B_old * s_old/s_new, 0]      the old rows and columns stay as they are
 
 Enters: a loaded base and an adapter section that names the earlier adapter. Leaves: a model with one ordinary PEFT
-adapter. ``merge`` is another matter: there the base changes (``merged_base``).
+adapter. ``merge`` is another matter: there the base changes (``merging``).
 """
 
 from __future__ import annotations

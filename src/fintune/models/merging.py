@@ -1,13 +1,15 @@
-"""An adapter merged into its base: a whole model in 16 bits, with the measured distance from adapter on base.
+"""An adapter merged into its base, as a whole model of its own, with the measured distance from adapter on base.
 
-Enters: a base as it is held and an adapter of it. Leaves: a folder in Hugging Face layout, and ``MergeReport``. A base
-held in 4 or 8 bits is unpacked first: the merged model is that of the rounded weights the adapter was trained on.
+Enters: a base as it is held and an adapter of it. Leaves: a folder in Hugging Face layout with a ``MergeReport``, or
+the merged base held as the old one was with a ``LogitGap``. A base held in 4 or 8 bits is unpacked first: the merged
+model is that of the rounded weights the adapter was trained on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fintune.models.adapter_files import load_adapter, read_adapter_info, require_same_base
+from fintune.models.adapter_files import AdapterInfo, load_adapter, read_adapter_info, require_same_base
 from fintune.models.files import written_aside
 from fintune.models.fp8_linear import Fp8Linear
 from fintune.models.load import DTYPES, LoadedBase, load_base
@@ -32,6 +34,27 @@ TEXTS = (
     "The company had 2,400 employees at the end of the year, and its net sales were USD 310 million.",
 )
 
+_LAST = slice(-1, None)
+
+
+@dataclass(frozen=True)
+class LogitGap:
+    """How far the next-token logits of some texts moved when an adapter was merged.
+
+    Attributes:
+        positions: tokens whose logits were compared.
+        largest: absolute difference of two logits, at most; likewise the mean.
+        mean: over all logits.
+        spread: standard deviation of the logits themselves, to compare the differences with.
+        agreement: share of positions whose likeliest token is the same.
+    """
+
+    positions: int
+    largest: float
+    mean: float
+    spread: float
+    agreement: float
+
 
 @dataclass(frozen=True)
 class MergeReport:
@@ -45,11 +68,7 @@ class MergeReport:
         dtype: of the merged weights.
         base_bytes: memory of the base as it was held.
         merged_bytes: of the merged weights on disk.
-        positions: tokens whose next-token logits were compared.
-        largest: absolute difference of two logits, at most; likewise the mean.
-        mean: over all logits.
-        spread: standard deviation of the logits themselves, to compare the differences with.
-        agreement: share of positions whose likeliest token is the same.
+        gap: difference of the logits.
         computed_in: type both were computed in.
     """
 
@@ -60,11 +79,7 @@ class MergeReport:
     dtype: str
     base_bytes: int
     merged_bytes: int
-    positions: int
-    largest: float
-    mean: float
-    spread: float
-    agreement: float
+    gap: LogitGap
     computed_in: str
 
 
@@ -96,23 +111,15 @@ def merge_adapter(
     """
     if target.exists():
         raise AdapterError(f"{target} exists, and would be overwritten.", "Choose another --output.")
-    info = read_adapter_info(adapter)
-    if info.kind != "lora":
-        raise AdapterError(f"{adapter} holds a wholly trained model; there is nothing to merge.", "Use it as it is.")
+    info = _info_to_merge(adapter)
     base = load_base(section, device=device, for_training=False)
     require_same_base(base, info)
     samples = [base.tokenizer(text, return_tensors="pt")["input_ids"].to(device) for text in texts]
     model: Any = load_adapter(base, adapter)
     expected = logits_of(model, samples, base.dtype)
-    dense = dequantized(replace(base, model=model.unload()))
-    merged: Any = load_adapter(dense, adapter)
-    merged = merged.merge_and_unload(safe_merge=True).to(DTYPES[dtype])
-    merged.config.dtype = DTYPES[dtype]
-    with writing(target), written_aside(target) as aside:
-        with no_progress_bars():
-            merged.save_pretrained(str(aside))
-        base.tokenizer.save_pretrained(str(aside))
-        del model, dense, merged
+    model = model.unload()
+    with _merged(base, info, target, DTYPES[dtype], device) as aside:
+        del model
         found = logits_of(_reload(aside, base, device), samples, base.dtype)
         report = MergeReport(
             path=target,
@@ -122,16 +129,85 @@ def merge_adapter(
             dtype=dtype,
             base_bytes=base.facts.weight_bytes,
             merged_bytes=sum(file.stat().st_size for file in aside.glob("*.safetensors")),
+            gap=logit_gap(expected, found),
             computed_in=str(base.dtype).removeprefix("torch."),
-            **logit_gap(expected, found),
         )
         facts = asdict(report) | {"base_content_hash": base.files.content_hash, "adapter_hash": info.content_hash}
         (aside / MERGE_NOTE).write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
     return report
 
 
-def dequantized(base: LoadedBase) -> LoadedBase:
-    """The same base with every weight in fp32, packed ones unpacked; changed in place, layer by layer."""
+def merge_and_load(
+    base: LoadedBase, section: ModelSection, adapter: Path, target: Path, prompts: Sequence[Sequence[int]]
+) -> tuple[LoadedBase, LogitGap]:
+    """Merges an adapter and loads the result as the base was held, which rounds quantised weights anew.
+
+    The merge is done on the host, which has room for the whole weights of a base that is held in four bits.
+
+    Args:
+        base: the base as it is held, without an adapter; used up.
+        section: what it was loaded by.
+        adapter: folder of a LoRA or DoRA adapter trained on it.
+        target: folder for the merged base; replaced in one step.
+        prompts: token numbers of each prompt after which the logits are compared; ``TEXTS`` when all are empty.
+
+    Raises:
+        AdapterError: the adapter is none or of another base.
+        RunError: the merged model could not be written.
+    """
+    info, device, held = _info_to_merge(adapter), base.model.device, base.quantization
+    tokens = [list(prompt) for prompt in prompts if len(prompt)] or [
+        base.tokenizer(text)["input_ids"] for text in TEXTS
+    ]
+    samples = [torch.tensor([row], device=device) for row in tokens]
+    model: Any = load_adapter(base, adapter)
+    expected = logits_of(model, samples, base.dtype, _LAST)
+    model = model.unload()
+    with _merged(base, info, target, base.dtype, torch.device("cpu")):
+        pass
+    after = load_base(merged_section(section, held, target), device=device, for_training=True)
+    return after, logit_gap(expected, logits_of(after.model, samples, base.dtype, _LAST))
+
+
+def merged_section(section: ModelSection, held: str, target: Path) -> ModelSection:
+    """What loads a merged base as the old one was held."""
+    update = {"base": str(target), "revision": None, "content_hash": None, "quantization": held}
+    return ModelSection.model_validate({**section.model_dump(), **update})
+
+
+def _info_to_merge(adapter: Path) -> AdapterInfo:
+    info = read_adapter_info(adapter)
+    if info.kind != "lora":
+        raise AdapterError(
+            f"{adapter} holds a wholly trained model; there is nothing to merge.", f"Set model.base={adapter}."
+        )
+    return info
+
+
+@contextmanager
+def _merged(
+    base: LoadedBase, info: AdapterInfo, target: Path, dtype: torch.dtype, place: torch.device
+) -> Iterator[Path]:
+    """The folder with the merged model, which takes its place after the block; ``base`` is used up.
+
+    Merged on ``place`` in fp32, and written in ``dtype``.
+    """
+    merged: Any = load_adapter(dequantized(base, place), info.path)
+    merged = merged.merge_and_unload(safe_merge=True).to(dtype)
+    merged.config.dtype = dtype
+    with writing(target), written_aside(target) as aside:
+        with no_progress_bars():
+            # What transformers did to read weights that were stored quantised it cannot undo.
+            merged.save_pretrained(str(aside), save_original_format=not base.facts.prequantized)
+        base.tokenizer.save_pretrained(str(aside))
+        note = f"{base.files.source} with the adapter {info.path} merged into it."
+        (aside / "README.md").write_text(f"---\nlicense: {base.files.licence}\n---\n{note}\n", encoding="utf-8")
+        del merged
+        yield aside
+
+
+def dequantized(base: LoadedBase, place: torch.device) -> LoadedBase:
+    """The same base with every weight in fp32 on ``place``, packed ones unpacked; changed in place, layer by layer."""
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
     model: Any = base.model
@@ -144,42 +220,44 @@ def dequantized(base: LoadedBase) -> LoadedBase:
             weight = dequantize_bnb_weight(module.weight, module.state)
         else:
             continue
-        model.set_submodule(name, _linear(weight.detach().float(), module.bias))
+        model.set_submodule(name, _linear(weight.detach().to(place, torch.float32), module.bias))
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
-    return replace(base, model=model.float(), dtype=torch.float32, quantization="none")
+    return replace(base, model=model.float().to(place), dtype=torch.float32, quantization="none")
 
 
 def _linear(weight: Tensor, bias: Any) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
+        linear.bias = nn.Parameter(bias.detach().to(weight), requires_grad=False)
     return linear
 
 
 @torch.no_grad()
-def logits_of(model: Any, samples: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """(T, V) fp32 logits of each (1, T) sample, on the CPU."""
+def logits_of(
+    model: Any, samples: Sequence[Tensor], dtype: torch.dtype, positions: slice = slice(None)
+) -> list[Tensor]:
+    """(T, V) fp32 logits of each (1, T) sample, or at the ``positions`` asked for, on the CPU."""
     model.eval()
     found = []
     for sample in samples:
         with torch.autocast(sample.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            found.append(model(input_ids=sample, use_cache=False).logits[0].float().cpu())
+            found.append(model(input_ids=sample, use_cache=False).logits[0, positions].float().cpu())
     return found
 
 
-def logit_gap(expected: Sequence[Tensor], found: Sequence[Tensor]) -> dict[str, Any]:
-    """Largest and mean absolute difference of logits, what they are to be compared with, and equal likeliest tokens."""
+def logit_gap(expected: Sequence[Tensor], found: Sequence[Tensor]) -> LogitGap:
+    """Compares the logits of the same samples, each (T, V)."""
     before, after = torch.cat(list(expected)), torch.cat(list(found))
     difference = (before - after).abs()
-    return {
-        "positions": len(before),
-        "largest": float(difference.max()),
-        "mean": float(difference.double().mean()),
-        "spread": float(before.double().std()),
-        "agreement": float((before.argmax(-1) == after.argmax(-1)).double().mean()),
-    }
+    return LogitGap(
+        positions=len(before),
+        largest=float(difference.max()),
+        mean=float(difference.double().mean()),
+        spread=float(before.double().std()),
+        agreement=float((before.argmax(-1) == after.argmax(-1)).double().mean()),
+    )
 
 
 def _reload(folder: Path, base: LoadedBase, device: torch.device) -> Any:

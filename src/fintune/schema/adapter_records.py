@@ -40,17 +40,24 @@ class _Frozen(BaseModel):
 
 
 class Parent(_Frozen):
-    """An adapter that another was made from: its name, version and weights, and its share in a combination."""
+    """An adapter that another was made from.
+
+    Attributes:
+        name: of the adapter; its path, where it was never added.
+        version: None for one that was never added.
+        content_hash: SHA-256 of its weights; None where it was never added and is no longer at its path.
+        weight: its share in a combination.
+    """
 
     name: str
-    version: int
-    content_hash: str
+    version: int | None
+    content_hash: str | None
     weight: float | None = None
 
     @property
     def reference(self) -> str:
-        """``NAME@VERSION``."""
-        return f"{self.name}@{self.version}"
+        """``NAME@VERSION``, or the path."""
+        return self.name if self.version is None else f"{self.name}@{self.version}"
 
 
 class RecordedScore(_Frozen):

@@ -101,6 +101,13 @@ class RunDirectory:
         """The order of the stages, and what it was chosen by."""
         return self.path / "stages.json"
 
+    def read_facts(self) -> dict[str, Any]:
+        """What the run has measured about itself so far."""
+        if not self.facts.is_file():
+            return {}
+        facts: dict[str, Any] = json.loads(self.facts.read_text(encoding="utf-8"))
+        return facts
+
     def read_results(self) -> EvaluationResults:
         """The aggregates of a finished evaluation.
 

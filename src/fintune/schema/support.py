@@ -246,6 +246,13 @@ CONFLICTS: tuple[Conflict, ...] = (
         lambda r: r.adapter.hand_over == "stack" and r.adapter.dora,
     ),
     Conflict(
+        ("adapter.hand_over", "distributed.strategy"),
+        "adapter.hand_over=stack keeps the first rows and columns of whole matrices as they are, and zero2, zero3 and "
+        "fsdp2 share out gradients or weights in pieces of their own.",
+        "Set distributed.strategy=ddp, or adapter.hand_over=pad.",
+        lambda r: r.adapter.hand_over == "stack" and r.distributed.strategy in ("zero2", "zero3", "fsdp2"),
+    ),
+    Conflict(
         ("adapter.hand_over", "adapter.kind"),
         "adapter.hand_over is about LoRA adapters, but adapter.kind=none trains all weights, which simply go on.",
         "Take adapter.hand_over out.",

@@ -18,7 +18,7 @@ from fintune.schema.example import Example, Message
 from fintune.schema.run_directory import read_jsonl, write_json, write_text_atomically
 from fintune.sources.overlap import remove_overlap
 from fintune.tasks.base import LoadedTask
-from fintune.tasks.selection import select_rows
+from fintune.tasks.selection import DRAW_SEED, select_rows
 from fintune.tasks.shots import shot_order
 
 PREFIX = "fintune_"
@@ -30,7 +30,6 @@ PLAIN_TEMPLATE = (
     "{% endfor %}"
 )
 """``model.chat_template`` for base models that says what the harness says without ``--apply_chat_template``."""
-_DRAW_SEED = 17  # as in an evaluation: which documents a limit keeps does not depend on the run's seed
 _NEAR_DUPLICATE = 0.6
 
 
@@ -78,7 +77,7 @@ def export_lm_eval(
     folder = output_dir / name
     if folder.resolve().parent != output_dir.resolve():
         raise RecipeError(f"The task name {name!r} cannot name a folder.", "Choose letters, digits and dashes.")
-    documents = loaded.splits[split] if limit is None else select_rows(loaded.splits[split], limit, seed=_DRAW_SEED)
+    documents = loaded.splits[split] if limit is None else select_rows(loaded.splits[split], limit, seed=DRAW_SEED)
     if not documents:
         raise DataError(f"The task {name} from {loaded.source} has no {split} rows.", "Choose another split or source.")
     if not all(example.choices for example in documents):

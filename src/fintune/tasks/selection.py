@@ -9,6 +9,9 @@ from itertools import zip_longest
 
 from fintune.schema.example import Example
 
+DRAW_SEED = 17
+"""Of draws that must not depend on a run's seed, such as which held-out rows a limit keeps."""
+
 
 def select_rows(
     examples: Sequence[Example], limit: int | None = None, balance: bool = False, seed: int = 17

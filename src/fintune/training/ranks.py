@@ -17,6 +17,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -217,3 +218,8 @@ def _take_device(me: Processes) -> str:
         )
     torch.cuda.set_device(me.local_rank)
     return "cuda"
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seeds the dropout of one rank in one step of a run of several processes, so that resuming needs no states."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)

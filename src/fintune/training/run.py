@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -47,6 +46,7 @@ from fintune.training.steps import StepDataset
 from fintune.training.stopping import should_stop
 from fintune.training.token_budget import memory_remedy
 from fintune.training.trackers import require_trackers, trackers
+from fintune.training.trained import TrainedRun
 from fintune.training.trainer import TreeTrainer
 from fintune.training.utilization import ModelFlops, model_flops, peak_flops
 from fintune.training.weights import restore_weights
@@ -56,64 +56,6 @@ from fintune.trees.plan import StepPlan
 from fintune.trees.prefix_tree import TokenSample
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """What training measured.
-
-    Attributes:
-        steps: optimiser steps of the whole run that were taken.
-        resumed_from: step of the checkpoint it went on from, 0 for a fresh run.
-        best_step: step whose weights were kept, None when the last were.
-        final_loss: mean training loss of the last logged step that has one.
-        seconds: time in training steps, over all sessions of the run; likewise the counts below.
-        sample_tokens: tokens of the samples, before sharing.
-        distinct_tokens: tokens computed.
-        samples: samples trained on.
-        peak_bytes: peak memory.
-        padding_ratio: share of padding in what was computed.
-        tflops_per_s: operations of the model itself, by training time; None where they were not counted.
-        mfu: their share of the card's dense bf16 peak; None where that is not known.
-        planned_steps: optimiser steps the schedule was made for.
-        stopped_early: validations had stopped getting better before the last planned step.
-        skipped_steps: updates that were not made because loss or gradient could not be trusted.
-        rollbacks: how often the weights of a checkpoint were restored after such updates.
-        resumed_on: for each resume that is not bit-equal, at which step and what had changed.
-        memory_retries: how often a step was repeated in smaller batches because memory had run out.
-        tokens_per_batch: the packing budget in use at the end.
-        activations: how they were kept at the end: keep, recompute or offload; None where transformers' layers ran.
-        predicted_bytes: what a step was predicted to need beyond the loaded model, None where nothing was predicted.
-        free_bytes: what was free when training began, likewise.
-        by_task: mean loss, supervised weight, tokens and samples of each task; empty with one task, whose figures are
-            those of the run.
-        weights: the trained parameters by name, where ``fsdp2`` has shared out the model's own; else None.
-    """
-
-    steps: int
-    resumed_from: int
-    best_step: int | None
-    final_loss: float | None
-    seconds: float
-    sample_tokens: int
-    distinct_tokens: int
-    samples: int
-    peak_bytes: int
-    padding_ratio: float
-    tflops_per_s: float | None
-    mfu: float | None
-    planned_steps: int
-    stopped_early: bool
-    skipped_steps: int
-    rollbacks: int
-    resumed_on: tuple[str, ...]
-    memory_retries: int
-    tokens_per_batch: int
-    activations: str | None
-    predicted_bytes: int | None
-    free_bytes: int | None
-    by_task: dict[str, dict[str, float | None]]
-    weights: dict[str, Tensor] | None = None
 
 
 def train_model(

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -31,8 +30,9 @@ from fintune.training.checkpoints import newest_intact
 from fintune.training.graphs import GraphedPasses
 from fintune.training.guard import REMEDY, LossGuard
 from fintune.training.kept_trainer import KeptTrainer, SaveModel
-from fintune.training.ranks import Ranks
+from fintune.training.ranks import Ranks, step_seed
 from fintune.training.sharding import FsdpShards, whole
+from fintune.training.step_figures import StepFigures
 from fintune.training.steps import StepDataset
 from fintune.training.token_budget import (
     RandomState,
@@ -125,8 +125,7 @@ class TreeTrainer(KeptTrainer):
         self.last_step: Step | None = None
         self.logged_skips = ""  # of the latest line of metrics, for MetricsCallback; likewise the next
         self.logged_tasks: dict[str, dict[str, float]] = {}
-        self._step_loss, self._loss = torch.zeros(()), 0.0
-        self._wishes = torch.zeros(())  # ranks that want to stop
+        self._figures, self._loss = StepFigures.fresh(0, "cpu"), 0.0
         self.sharing = sharing
         self.shards: FsdpShards | ZeroShards | None = sharing if isinstance(sharing, FsdpShards) else None
         self._unlogged_loss = torch.zeros(())  # on the host, where the Trainer reads it without waiting for the GPU
@@ -134,7 +133,6 @@ class TreeTrainer(KeptTrainer):
         self._is_first_step = True
         self._is_graphed: bool | None = None
         self._recorded: GraphedPasses | None = None
-        self._task_losses = torch.zeros(0)
         if self.ranks.world > 1:
             edge_model.model._is_accelerate_prepared = True  # else it would be wrapped in DistributedDataParallel
         super().__init__(model=edge_model.model, args=arguments, train_dataset=steps, callbacks=callbacks)
@@ -203,9 +201,7 @@ class TreeTrainer(KeptTrainer):
         Returns rather than raises, because an exception being handled keeps the failed batch's tensors alive.
         """
         scale = 1 / step.total_weight if step.total_weight else 0.0
-        total = torch.zeros((), device=self.args.device)
-        self._task_losses = torch.zeros(self.steps.n_tasks, device=self.args.device)
-        self._wishes = torch.zeros((), device=self.args.device)
+        figures = self._figures = StepFigures.fresh(self.steps.n_tasks, self.args.device)
         graphs = self._graphs()
         if graphs is not None:
             graphs.start()
@@ -215,7 +211,7 @@ class TreeTrainer(KeptTrainer):
                 batch = step.batches[number]
                 if graphs is not None and isinstance(batch, TreeBatch):
                     loss, losses = graphs.add(batch, scale)
-                    self._note_tasks(step, number, losses)
+                    figures.note_tasks(step, number, losses)
                 else:
                     loss = self._batch_loss(step, number, called) * scale
                     self._backward(loss)
@@ -223,22 +219,19 @@ class TreeTrainer(KeptTrainer):
                 if not is_out_of_memory(error):
                     raise
                 return number
-            total += loss.detach()
-        self._step_loss = total
+            figures.loss += loss.detach()
         return None
 
     def _add_up_ranks(self) -> None:
-        """Makes gradients, losses and the wish to stop those of all ranks together."""
+        """Makes gradients and figures those of all ranks together."""
         if self.ranks.world == 1:
             return
         trained = [] if self.shards is not None else self._trained  # there the backward pass has added them up
         for parameter in trained:
             if parameter.grad is None:  # nothing of this rank's batches reached it
                 parameter.grad = torch.zeros_like(parameter)
-        wish = torch.full((1,), float(self.interrupt.received is not None), device=self.args.device)
-        figures = torch.cat([self._step_loss[None], wish, self._task_losses])
-        self.ranks.add_up([*(parameter.grad for parameter in trained if parameter.grad is not None), figures])
-        self._step_loss, self._wishes, self._task_losses = figures[0], figures[1], figures[2:]
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        self._figures.add_up(self.ranks, gradients, wants_to_stop=self.interrupt.received is not None)
 
     def _backward(self, loss: Tensor) -> None:
         if self.shards is not None:
@@ -295,13 +288,8 @@ class TreeTrainer(KeptTrainer):
         if not step.by_task:
             return self.edge_model.loss_sum(batch, model)
         loss, losses = self.edge_model.loss_by_edge(batch, model)
-        self._note_tasks(step, number, losses)
+        self._figures.note_tasks(step, number, losses)
         return loss
-
-    def _note_tasks(self, step: Step, number: int, losses: Tensor) -> None:
-        if step.by_task:
-            weight = step.by_task[number].weight.to(self.args.device, non_blocking=True)
-            self._task_losses += (weight * losses).sum(1)  # not a product, which a GPU may round to TF32
 
     def _graphs(self) -> GraphedPasses | None:
         """Recorded passes where the model and the run suit them; decided once all is on its device."""
@@ -321,13 +309,12 @@ class TreeTrainer(KeptTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
         """The gradient norm; the last point before the update, so the guard decides here, with one synchronisation."""
         if isinstance(self.shards, ZeroShards):
-            if (fault := self.guard.fault(float(self._step_loss), 0.0)) is not None:
+            if (fault := self.guard.fault(float(self._figures.loss), 0.0)) is not None:
                 self._skip_update(model, self.state.global_step + 1, fault)
             grad_norm = self.shards.update()
         elif grad_norm is None:
             grad_norm = self.accelerator.clip_grad_norm_(self._trained, math.inf)  # an infinite limit clips nothing
-        norm = torch.as_tensor(whole(grad_norm), device=self._step_loss.device)
-        figures = torch.cat([torch.stack([self._step_loss, norm.float(), self._wishes]), self._task_losses])
+        figures = self._figures.joined(torch.as_tensor(whole(grad_norm)))
         self.ahead.prepare(self.state.global_step + 1)  # the GPU is still computing: what follows waits for it
         self._loss, norm_value, wishes, *task_losses = figures.tolist()
         self.interrupt.agreed = wishes > 0 if self.ranks.world > 1 else None
@@ -404,11 +391,6 @@ class TreeTrainer(KeptTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         return None
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seeds the dropout of one rank in one step of a run of several processes, so that resuming needs no states."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _only(items: list[Step]) -> Step:
