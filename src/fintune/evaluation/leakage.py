@@ -71,7 +71,8 @@ def leakage_findings(overlap: Sequence[OverlapReport], unchecked: Mapping[str, s
             yield (
                 f"{report.task}: {shared:,} of {report.n_test:,} scored documents are equal or nearly equal to rows of "
                 f"{report.trained_on} that the adapter may have been trained on ({report.exact:,} word for word)"
-                f"{alike}, so its scores flatter it. Measure {report.task} in the config and source the adapter was trained on."
+                f"{alike}, so its scores flatter it. "
+                f"Measure {report.task} in the config and source the adapter was trained on."
             )
     for task, why in unchecked.items():
         yield f"Whether scored documents are among the adapter's training rows of {task} is not known: {why}"
