@@ -168,7 +168,13 @@ def encoded_training_set(session: Session) -> EncodedSet:
             "Raise training.max_length.",
         )
     if encoded.dropped:
-        log.warning("%d training samples are longer than max_length without their text: dropped.", encoded.dropped)
+        log.warning(
+            "Dropped %d of %d training samples: training.max_length=%d is too short for their first answer, or for "
+            "what surrounds their text.",
+            encoded.dropped,
+            len(session.data.train),
+            session.recipe.training.max_length,
+        )
     return encoded
 
 

@@ -11,6 +11,7 @@ from tests.runs import QUICK, losses, metrics, weights
 import fintune
 from fintune.evaluation.conversations import conversation_records, likelihood_counts
 from fintune.evaluation.scoring import Scorer
+from fintune.evaluation.suite import load_run_data
 from fintune.inference.forward import EdgeModel
 from fintune.metrics.summary import compare, summarise
 from fintune.models.load import load_base
@@ -125,6 +126,29 @@ def test_a_long_history_loses_its_oldest_exchanges_and_what_never_fits_is_missin
     assert all(record.output is None and record.prediction is None and not record.counts for record in lost)
     with pytest.raises(DataError, match="None of the 12 documents of chat fits"):
         summarise(lost, task_version="1", split="test", scoring="chat")
+
+
+def test_a_share_of_no_numbers_is_no_score():
+    task = conversation_task("chat", ConversationsSection(format="question_answer", measure="answers"))
+
+    def scored(system, target, answers):
+        records = []
+        for number, answer in enumerate(answers):
+            asked = Example(str(number), "chat", (Message("user", "What is it?"),), target, group=str(number))
+            found = task.judge(asked, answer)
+            records.append(record(number, system, 9.0, 9.0, 9.0).model_copy(update={"counts": found.counts}))
+        return records
+
+    wordy, numeric = scored("tuned", "A fund.", ["A fund.", "A bond."]), scored("base", "A fund.", ["5", "A fund."])
+    results = [summarise(rows, task_version="1", split="test", scoring="chat", n_resamples=50)
+               for rows in (wordy, numeric)]  # fmt: skip
+    assert all("numbers_right" not in one.metrics for one in results), "no reference has a number"
+    assert "invented_numbers" not in results[0].metrics and results[1].metrics["invented_numbers"].value == 1
+    for pair in ((wordy, numeric), (numeric, wordy)):
+        assert "invented_numbers" not in compare(*pair, scoring="chat", n_resamples=50).differences
+    counted = scored("tuned", "It was 5.", ["5", "6"])
+    found = summarise(counted, task_version="1", split="test", scoring="chat", n_resamples=50).metrics
+    assert (found["numbers_right"].value, found["invented_numbers"].value) == (0.5, 0.5)
 
 
 def record(number, system, nats, tokens, n_bytes):
@@ -250,6 +274,35 @@ def test_a_chat_recipe_runs_whole_on_a_tiny_model(base, sources, tmp_path, monke
     assert "Perplexity (token)" in page and "By chance" in page
 
 
+@pytest.mark.parametrize("name", CHAT_RECIPES)
+def test_a_chat_recipe_takes_two_thirds_of_its_first_kind_of_source_and_all_of_the_others(sources, monkeypatch, name):
+    monkeypatch.setenv("FINTUNE_DATA_DIR", str(sources))
+    asked = {task.name: (task.proportion, task.epochs) for task in load_recipe(name).data.tasks}
+    partly = "definitions" if name == "finsight-chat-smollm2" else "reddit_finance"
+    assert asked == {partly: (0.67, 1), "company": (1, 1), "intro": (1, 1)}
+
+    def trained(*changes):
+        plain = [*at_hand(name), "data.near_duplicate_threshold=null", *changes]
+        return load_run_data(load_recipe(name, plain)).counts
+
+    counts = trained()
+    position = list(asked).index(partly)
+    whole = trained(f"data.tasks.{position}.proportion=1.0")
+    n_rows = whole[partly]["trained"]
+    assert counts[partly]["trained"] == round(0.67 * n_rows) < n_rows
+    assert counts[partly]["left_out_by_proportion"] == n_rows - counts[partly]["trained"]
+    for other in asked.keys() - {partly}:
+        assert counts[other]["trained"] == whole[other]["trained"] and "left_out_by_proportion" not in counts[other]
+
+
+def test_the_zero2_recipe_differs_in_what_each_process_holds_alone():
+    one, shared = load_recipe("finsight-chat"), load_recipe("finsight-chat-zero2")
+    assert (shared.distributed.strategy, shared.distributed.offload_optimizer) == ("zero2", True)
+    assert not shared.distributed.offload_param, "ZeRO-2 shares no weights"
+    same = {"name": one.name, "description": one.description, "distributed": one.distributed}
+    assert shared.model_copy(update=same) == one
+
+
 def mixture(base, place, sources, *changes):
     (sources / "news.txt").write_text(" ".join(f"{WORDS[n % 10]} rose by {n * 7919} points." for n in range(400)))
     tasks = [
@@ -309,8 +362,6 @@ def test_repeats_of_an_earlier_source_are_left_out_and_counted(base, sources, tm
     recipe = load_recipe(
         {"name": "r", "model": {"base": str(base)}, "data": {"tasks": [first, second], "remove_overlap": False}}
     )
-    from fintune.evaluation.suite import load_run_data
-
     data = load_run_data(recipe)
     texts = [one.document for one in data.train]
     assert len(texts) == len(set(texts))

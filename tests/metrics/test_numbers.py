@@ -218,11 +218,11 @@ def test_at_most_two_readings(value, unit, scales):
 
 @pytest.mark.parametrize("unit", ["answer ", "=", "5 ", "not 5 ", "* ", "( ", "answer is 5 ", "- ", "1,", "is ", ":"])
 def test_long_answers_take_no_time(unit):
-    start = time.perf_counter()
+    start = time.process_time()  # other work on the machine does not count
     for length in (19_000, 100_000):
         parse_answer("a" + unit * (length // len(unit)))
         parse_answer(unit * (length // len(unit)) + "a")
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 @given(st.text(max_size=200))

@@ -36,3 +36,13 @@ def test_every_pair_of_tasks_has_a_row_and_columns_say_what_rows_can(results):
     assert [row[at] for row in table.rows] == ["4", "–"] and "filing" in table.note
     assert not any("week" in column for column in table.columns) and "week" not in table.note
     assert table.rows[1][-1] == "1,200"
+
+
+def test_conversations_that_share_answers_have_a_column_of_their_own(results):
+    (one,) = results.overlap
+    pairs = (one.model_copy(update={"same_exchanges": 1300}), one)
+    table = overlap_table(results.model_copy(update={"overlap": pairs}))
+    at = table.columns.index("Same answers")
+    assert [row[at] for row in table.rows] == ["1,300", "–"]
+    assert "half of their answers" in table.note and "where rows do not say it" in table.note
+    assert "Same answers" not in overlap_table(results).columns and "answers" not in overlap_table(results).note

@@ -95,6 +95,34 @@ def test_rows_of_one_exchange_each_are_joined(tmp_path):
     assert [turns_of(one)[-1][1] for one in cut.splits["test"]] == ["Here", "Yes"]
 
 
+def test_rows_that_name_no_conversation_are_not_joined(tmp_path):
+    talks = ["a", "", None, "a", ""]
+    rows = [{"talk": talk, "question": f"Q{n}?", "answer": f"A{n}."} for n, talk in enumerate(talks)]
+    loaded = load(write(tmp_path / "rows.jsonl", rows), conversation="talk", test_share=1, near_duplicates=None)
+    said = sorted([text for role, text in turns_of(one) if role == "assistant"] for one in loaded.splits["test"])
+    assert said == [["A0.", "A3."], ["A1."], ["A2."], ["A4."]]
+
+
+def test_conversations_are_not_joined_to_conversations(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"id": "a", "messages": listed(TURNS)}])
+    with pytest.raises(DataError, match=r"format messages, but conversations\.conversation joins"):
+        load(path, conversation="id")
+
+
+def test_the_first_row_that_tells_decides_on_the_format(tmp_path):
+    rows = [{"messages": [], "conversation": "7"}, {"messages": listed(TURNS), "conversation": "8"}]
+    loaded = load(write(tmp_path / "rows.jsonl", rows), test_share=1)
+    assert turns_of(loaded.splits["test"][0]) == TURNS
+    assert loaded.counts["dropped"] == {"row without turns": 1}
+
+
+@pytest.mark.parametrize(("given", "kept"), [("", "Be brief."), ("Be long.", "Be long."), (None, "Be brief.")])
+def test_a_system_message_is_added_where_there_is_none_or_an_empty_one(tmp_path, given, kept):
+    turns = TURNS if given is None else [("system", given), *TURNS]
+    loaded = load(write(tmp_path / "rows.jsonl", [{"messages": listed(turns)}]), system="Be brief.", test_share=1)
+    assert turns_of(loaded.splits["test"][0]) == [("system", kept), *TURNS]
+
+
 FAULTS = {
     "row without turns": [],
     "turn of an unknown role": [("user", "Hi"), ("tool", "{}")],

@@ -7,7 +7,7 @@ import pytest
 import fintune
 from fintune.models.adapters import count_trainable
 from fintune.models.tiny import tiny_config
-from fintune.schema.loading import load_recipe
+from fintune.schema.loading import list_recipes, load_recipe
 from fintune.schema.recipe import AdapterSection
 from fintune.schema.stages import stage_recipes
 
@@ -39,6 +39,19 @@ def test_each_stage_is_estimated_and_their_times_add_up(base):
     assert found.seconds == pytest.approx(one.seconds + two.seconds)
     both = AdapterSection(rank=4 + 8, targets="all-linear")
     assert two.trainable_parameters == count_trainable(tiny_config(), both)[0], "a stacked adapter holds both"
+
+
+@pytest.mark.parametrize("name", [info.name for info in list_recipes()])
+def test_every_shipped_recipe_is_priced(base, monkeypatch, tmp_path, name):
+    monkeypatch.setenv("FINTUNE_DATA_DIR", str(tmp_path))  # without data, which need not be here
+    monkeypatch.setenv("FINTUNE_OFFLINE", "1")
+    recipe = load_recipe(name, [f"model.base={base}"])
+    found = fintune.estimate(recipe, gpu="H100", data=False)
+    assert len(found.stages) == (len(stage_recipes(recipe)) if recipe.stages else 0)
+    for part in found.stages.values() if recipe.stages else (found,):
+        assert part.peak_bytes > 0 and part.trainable_parameters > 0
+    shared = recipe.distributed.strategy not in ("auto", "ddp")
+    assert shared == any("distributed.strategy" in note for note in found.notes)
 
 
 def tokens_once(recipe):

@@ -233,7 +233,8 @@ def notes(results: EvaluationResults) -> Iterator[str]:
             task = key.removeprefix(NOT_COMPARED)
             yield f"{task}: the adapter's training rows were not compared with the documents: {why['reason']}"
     for overlap in results.overlap:
-        is_clean = not (overlap.normalised or overlap.near or overlap.removed_from_train)
+        found = (overlap.normalised, overlap.near, overlap.same_exchanges, overlap.removed_from_train)
+        is_clean = not any(found)
         if is_clean and overlap.trained_on not in ("", overlap.task):
             continue  # tasks with nothing in common need no line
         removed = f"; {overlap.removed_from_train} training rows removed" if overlap.removed_from_train else ""
@@ -241,9 +242,10 @@ def notes(results: EvaluationResults) -> Iterator[str]:
             "" if overlap.near_threshold is None else f", {overlap.near} nearly (similarity {overlap.near_threshold:g})"
         )
         of_task = f" of {overlap.trained_on}" if overlap.trained_on else ""
+        alike = "" if overlap.same_exchanges is None else f", {overlap.same_exchanges} sharing half of their answers"
         yield (
             f"{overlap.task}: {overlap.exact} of {overlap.n_test} measured texts also in the {overlap.n_train} "
-            f"training rows{of_task}, {overlap.normalised} after normalising{near}{removed}."
+            f"training rows{of_task}, {overlap.normalised} after normalising{near}{alike}{removed}."
         )
 
 

@@ -65,12 +65,14 @@ def measure_leakage(trained: Recipe, documents: Documents, data: DataSection) ->
 def leakage_findings(overlap: Sequence[OverlapReport], unchecked: Mapping[str, str]) -> Iterator[str]:
     """A warning for each pair of tasks that share documents, and for each trained task that was not compared."""
     for report in overlap:
-        shared = max(report.normalised, report.near)
+        shared = max(report.normalised, report.near, report.same_exchanges or 0)
+        alike = " or share half of their answers with them" if report.same_exchanges else ""
         if shared and not report.removed_from_train:
             yield (
                 f"{report.task}: {shared:,} of {report.n_test:,} scored documents are equal or nearly equal to rows of "
-                f"{report.trained_on} that the adapter may have been trained on ({report.exact:,} word for word), so "
-                f"its scores flatter it. Measure {report.task} in the config and source the adapter was trained on."
+                f"{report.trained_on} that the adapter may have been trained on ({report.exact:,} word for word)"
+                f"{alike}, so its scores flatter it. "
+                f"Measure {report.task} in the config and source the adapter was trained on."
             )
     for task, why in unchecked.items():
         yield f"Whether scored documents are among the adapter's training rows of {task} is not known: {why}"
@@ -83,7 +85,7 @@ def _known(section: TaskSection, documents: Documents) -> LoadedTask | None:
 
 def _rows(section: TaskSection) -> TaskSection:
     """A section as the key of its rows, whatever is asked about them and how often."""
-    return section.model_copy(update={"prompt": None, "weight": None, "revision": None})
+    return section.unweighted().model_copy(update={"prompt": None, "revision": None})
 
 
 def _held_out_by(

@@ -119,9 +119,9 @@ def load_run_data(
     """
     load = partial(_load, recipe=recipe, on_loaded=on_loaded)
     recipe, trained, skipped = _loaded(recipe, load, optional, on_loaded)
-    by_section = {_unweighted(section): task for section, task in zip(recipe.data.tasks, trained, strict=True)}
+    by_section = {section.unweighted(): task for section, task in zip(recipe.data.tasks, trained, strict=True)}
     wanted = recipe.evaluation.tasks or recipe.data.tasks
-    tested = [by_section.get(_unweighted(section)) or load(section) for section in wanted]
+    tested = [by_section.get(section.unweighted()) or load(section) for section in wanted]
     used = [*trained, *tested] if training else tested
     licences = tuple(dict.fromkeys(task.licence for task in used))
     if recipe.data.require_licence is not None:
@@ -234,11 +234,6 @@ def _require_measurable(trained: Sequence[LoadedTask], recipe: Recipe) -> None:
             "answers only.",
             "Set training.best_metric=loss.",
         )
-
-
-def _unweighted(section: TaskSection) -> TaskSection:
-    """A section as the key of its rows, whatever its share of the mixture."""
-    return section.model_copy(update={"weight": None, "epochs": 1.0, "proportion": 1.0})
 
 
 def _require_quality(trained: Sequence[LoadedTask]) -> None:

@@ -211,7 +211,8 @@ def _means(records: Sequence[DocumentRecord], names: Sequence[str], group_N: Int
 def _chat(records: Sequence[DocumentRecord], names: Sequence[str], group_N: Ints) -> Family:
     """Conversations and texts: perplexities, and ratios of whatever else their records count.
 
-    A conversation weighs as much as it has tokens; perplexities are exact over all of them, not means.
+    A conversation weighs as much as it has tokens; perplexities are exact over all of them, not means. A ratio to a
+    count of which there is none, such as the numbers of answers without numbers, is no score.
     """
     column = {name: number for number, name in enumerate(names)}
     features_NF = np.array([[record.counts.get(name, 0.0) for name in names] for record in records])
@@ -223,7 +224,10 @@ def _chat(records: Sequence[DocumentRecord], names: Sequence[str], group_N: Ints
         mean_nats = ratio("nats", unit).score
         return Measure(lambda totals: np.asarray(np.exp(mean_nats(totals))), (1.0, math.inf))
 
-    measures = {name: ratio(*parts) for name, parts in _CHAT_RATIOS.items() if set(parts) <= column.keys()}
+    counted = {name for name, number in column.items() if features_NF[:, number].any()}
+    measures = {
+        name: ratio(top, bottom) for name, (top, bottom) in _CHAT_RATIOS.items() if top in column and bottom in counted
+    }
     if "nats" in column:
         measures |= {"perplexity": perplexity("tokens"), "byte_perplexity": perplexity("bytes")}
     primary = next((name for name in _CHAT_PRIMARY if name in measures), None)

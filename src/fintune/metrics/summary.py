@@ -138,6 +138,7 @@ def compare(
         differences={
             name: _difference(shared, measure, features_GF.shape[1] // 2, confidence)
             for name, measure in families[0].measures.items()
+            if name in families[1].measures
         },
     )
 

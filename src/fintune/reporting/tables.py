@@ -80,6 +80,7 @@ def overlap_table(results: EvaluationResults) -> Table | None:
         for name, counts in (
             ("Same document", [o.same_document for o in overlaps]),
             ("Same ticker and week", [o.same_ticker_week for o in overlaps]),
+            ("Same answers", [o.same_exchanges for o in overlaps]),
         )
         if any(count is not None for count in counts)
     ]
@@ -107,7 +108,9 @@ def _overlap_note(columns: Sequence[str], *, sought: bool) -> str:
         note += (
             " Same ticker and week: in an ISO week in which training rows have the ticker too; none is removed for it."
         )
-    if {"Same document", "Same ticker and week"} & set(columns):
+    if "Same answers" in columns:
+        note += " Same answers: conversations that share half of their answers, or of the other's, with a training one."
+    if {"Same document", "Same ticker and week", "Same answers"} & set(columns):
         note += " – where rows do not say it."
     return note
 

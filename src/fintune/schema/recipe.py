@@ -132,6 +132,10 @@ class TaskSection(_Section):
         "before ended. For data.mixture=proportional.",
     )
 
+    def unweighted(self) -> TaskSection:
+        """The section whatever its share of a mixture: all its rows, each drawn once."""
+        return self.model_copy(update={"weight": None, "epochs": 1.0, "proportion": 1.0})
+
 
 class DataSection(_Section):
     """Which rows are trained on, and how many."""

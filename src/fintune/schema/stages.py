@@ -144,7 +144,7 @@ def whole_recipe(recipe: Recipe) -> Recipe:
 def _plain(recipe: Recipe, name: str, **sections: Any) -> Recipe:
     evaluation = recipe.evaluation
     if evaluation.tasks is None:
-        tasks = tuple(_draws_once(task) for task in _by_name(recipe).values())
+        tasks = tuple(task.unweighted() for task in _by_name(recipe).values())
         evaluation = evaluation.model_copy(update={"tasks": tasks})
     own = {"name": name, "output_dir": None, "evaluation": evaluation, "stages": (), "stage_order": "as_listed"}
     return recipe.model_copy(update={**own, **sections})
@@ -156,10 +156,6 @@ def _by_name(recipe: Recipe) -> dict[str, TaskSection]:
     for task in tasks:
         found.setdefault(task.name, task)
     return found
-
-
-def _draws_once(task: TaskSection) -> TaskSection:
-    return task.model_copy(update={"weight": None, "epochs": 1.0, "proportion": 1.0})
 
 
 def _tasks_with_epochs(recipe: Recipe) -> tuple[TaskSection, ...]:

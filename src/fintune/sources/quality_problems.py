@@ -136,8 +136,9 @@ def _faults(report: QualityReport) -> Iterator[QualityProblem]:
 def overlap_problems(overlaps: Sequence[OverlapReport]) -> Iterator[QualityProblem]:
     """Held-out rows that are among the training rows too."""
     for overlap in overlaps:
-        count = max(overlap.normalised, overlap.near)
+        count = max(overlap.normalised, overlap.near, overlap.same_exchanges or 0)
         if count:
+            alike = ", or share half of their answers with one" if overlap.same_exchanges else ""
             near = "" if overlap.near_threshold is None else f" or a near-duplicate (from {overlap.near_threshold:g})"
             removed = overlap.removed_from_train
             of_task = f" of {overlap.trained_on}" if overlap.trained_on not in ("", overlap.task) else ""
@@ -145,7 +146,7 @@ def overlap_problems(overlaps: Sequence[OverlapReport]) -> Iterator[QualityProbl
                 "overlap",
                 "info" if removed else "warning",
                 f"{count:,} of the {overlap.n_test:,} held-out rows of {overlap.task} have an equal text{near} among "
-                f"the {overlap.n_train:,} training rows{of_task}.",
+                f"the {overlap.n_train:,} training rows{of_task}{alike}.",
                 f"{_rows(removed)} {'is' if removed == 1 else 'are'} removed from training."
                 if removed
                 else "Set data.remove_overlap=true.",

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fintune.schema.conversations import ConversationsSection
@@ -107,7 +108,7 @@ def _parse(task: ConversationTask, table: RawTable, split: str) -> list[Row]:
     rows = join_exchanges(table, section)
     if section.conversation is not None:
         listed = section.model_copy(update={"format": "messages", "turns": "messages"})
-        task = ConversationTask(**{**vars(task), "section": listed})
+        task = replace(task, section=listed)
     return [task.parse_row(raw, index, split) for index, raw in enumerate(rows)]
 
 

@@ -36,21 +36,30 @@ def pin_format(section: ConversationsSection, table: RawTable) -> ConversationsS
     """The section with its format found and its columns checked.
 
     Raises:
-        DataError: the rows are in none of the formats, or a column is not there.
+        DataError: the rows are in none of the formats, a column is not there, or rows that are whole conversations
+            are to be joined.
     """
     first = next(iter(table.rows), {})
-    kind = section.format if section.format != "auto" else _detect(section, first)
+    found = (kind for row in table.rows if (kind := _detect(section, row)) is not None)
+    kind = section.format if section.format != "auto" else next(found, None)
     if kind is None:
         raise DataError(
             f"The rows of {table.source} are in no format that is known; their columns are {', '.join(first)}.",
             "Name the columns with conversations.prompt and conversations.answer, conversations.text or "
             "conversations.turns.",
         )
+    if section.conversation and kind not in _PAIR_COLUMNS:
+        raise DataError(
+            f"The rows of {table.source} are in format {kind}, but conversations.conversation joins rows of one "
+            "exchange each.",
+            "Take conversations.conversation out, or name the columns with conversations.prompt and "
+            "conversations.answer.",
+        )
     pinned = section.model_copy(update={"format": kind})
     for column in _columns(pinned):
         if not any(look_up(row, column) is not None for row in table.rows):
             raise missing_column(table.source, column, table.columns)
-    if kind in ("messages", "sharegpt") and turns_column(pinned, first) is None:
+    if kind in ("messages", "sharegpt") and all(turns_column(pinned, row) is None for row in table.rows):
         raise DataError(
             f"{table.source} has no column with lists of turns; its columns are {', '.join(first)}.",
             "Name it with conversations.turns.",
@@ -70,8 +79,8 @@ def parse_turns(raw: Mapping[str, Any], section: ConversationsSection) -> tuple[
         turns, fault = _listed_turns(raw, section)
     else:
         turns, fault = _pair(raw, section)
-    if turns and turns[0].role != "system" and section.system:
-        turns = (Message("system", section.system), *turns)
+    if turns and section.system and not (turns[0].role == "system" and turns[0].content):
+        turns = (Message("system", section.system), *turns[turns[0].role == "system" :])
     sound, disorder = _sound_part(turns)
     return sound, fault if disorder == "conversation without an answer at its end" and fault else disorder or fault
 
@@ -79,15 +88,17 @@ def parse_turns(raw: Mapping[str, Any], section: ConversationsSection) -> tuple[
 def join_exchanges(table: RawTable, section: ConversationsSection) -> list[Mapping[str, Any]]:
     """Rows of one exchange each as rows of ``messages``, where the section names what joins them; else as they are.
 
-    A conversation has the other columns of its first row. One of its exchanges without words is an empty turn.
+    A conversation has the other columns of its first row. One of its exchanges without words is an empty turn. A row
+    that names no conversation is one by itself.
     """
     if section.conversation is None:
         return list(table.rows)
-    joined: dict[str, dict[str, Any]] = {}
-    for row in table.rows:
-        name = str(look_up(row, section.conversation))
+    joined: dict[str | int, dict[str, Any]] = {}
+    for number, row in enumerate(table.rows):
+        cell = look_up(row, section.conversation)
+        name = number if is_blank(cell) else str(cell)
         prompt, answer = _pair_of(row, section)
-        whole = joined.setdefault(name, {**row, "id": name, "messages": []})
+        whole = joined.setdefault(name, {**row, "id": str(name), "messages": []})
         whole["messages"] += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     return list(joined.values())
 
@@ -105,7 +116,11 @@ def turns_column(section: ConversationsSection, raw: Mapping[str, Any]) -> str |
     """The column with the list of turns."""
     if section.turns:
         return section.turns
-    return next((name for name in TURN_COLUMNS if isinstance(raw.get(name), Sequence)), None)
+    return next((name for name in TURN_COLUMNS if _is_list(raw.get(name))), None)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _detect(section: ConversationsSection, first: Mapping[str, Any]) -> ConversationFormat | None:
@@ -165,7 +180,7 @@ def _pair(raw: Mapping[str, Any], section: ConversationsSection) -> tuple[Turns,
 def _listed_turns(raw: Mapping[str, Any], section: ConversationsSection) -> tuple[Turns, str]:
     column = turns_column(section, raw)
     listed = look_up(raw, column) if column else None
-    if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
+    if not _is_list(listed) or not listed:
         return (), "row without turns"
     role_key, text_key = ("role", "content") if section.format == "messages" else ("from", "value")
     turns: list[Message] = []
@@ -183,7 +198,7 @@ def _listed_turns(raw: Mapping[str, Any], section: ConversationsSection) -> tupl
 
 def _content(value: Any) -> str | None:
     """A turn's text; OpenAI's list of parts is joined where all of them are text. None for anything else."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if _is_list(value):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in value]
         texts = [part for part in parts if isinstance(part, str)]
         return "\n".join(texts).strip() if len(texts) == len(parts) else None

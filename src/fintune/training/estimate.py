@@ -170,6 +170,10 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
         plan = with_policy(shape, plan, policies, card.memory_bytes if card else None)
     memory = estimate_memory(shape, plan)
     notes += _uncertain(recipe, shape)
+    if recipe.distributed.strategy not in ("auto", "ddp"):
+        notes.append(
+            f"All is for one process; what distributed.strategy={recipe.distributed.strategy} saves is left out."
+        )
     if plan.blockwise and plan.memory in KEEPS_ALL:
         extra = memory.beyond_weights / 2**30
         notes.append(f"Recorded passes (CUDA graphs) take up to {extra:.1f} GiB more, but only where that is free.")
