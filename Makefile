@@ -51,7 +51,7 @@ quickstart: $(BASE_STAMP)
 	$(BIN)/fintune quickstart
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not network" -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not network" -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -90,11 +90,11 @@ def test_ratios_and_utilization():
         samples.append(sample(shared + ending))
     totals = Totals()
     tree, padded = pack_samples(samples, "tree", 64)[0], pack_samples(samples, "none", 64)[0]
-    totals.add(Step((tree,), 1.0, 2), 2.0, 3e12)
+    totals.add(Step((tree,), 1.0, 2, sample_tokens=25, distinct_tokens=15), 2.0, 3e12)
     assert totals.sharing_ratio == 25 / 15 and totals.padding_ratio == 0
     assert totals.tflops_per_s == 1.5 and totals.utilization(6e12) == 0.25 and totals.utilization(None) is None
     totals = Totals()
-    totals.add(Step((padded,), 1.0, 2), 2.0)
+    totals.add(Step((padded,), 1.0, 2, sample_tokens=25, distinct_tokens=25), 2.0)
     assert totals.sharing_ratio == 1 and totals.padding_ratio == pytest.approx(1 / 26)
     assert totals.tflops_per_s is None and totals.utilization(6e12) is None
 
