@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 import fintune
 from fintune.schema.outcomes import TrainingOutcome
+from fintune.training import trainer
 
 QUICK = (
     "model.quantization=none",
@@ -40,3 +45,22 @@ def losses(outcome: TrainingOutcome) -> list[float]:
 def weights(outcome: TrainingOutcome) -> bytes:
     (file,) = outcome.adapter_dir.glob("*model.safetensors")
     return file.read_bytes()
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of training."""
+
+
+@contextmanager
+def killed_at_step(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The training in the block dies before its update number ``step``, counted from 0."""
+    train_step = trainer.TreeTrainer.training_step
+
+    def dies(self, model, inputs, num_items_in_batch=None):
+        if self.state.global_step == step:
+            raise Killed
+        return train_step(self, model, inputs, num_items_in_batch)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(trainer.TreeTrainer, "training_step", dies)
+        yield

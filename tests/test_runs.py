@@ -18,7 +18,7 @@ from fintune.schema.run_directory import RunDirectory
 from fintune.training import trainer as trainer_module
 from fintune.training.checkpoints import is_intact, list_checkpoints, newest_intact
 from tests.public_data import public_data
-from tests.runs import losses, metrics, run, weights
+from tests.runs import Killed, killed_at_step, losses, metrics, run, weights
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -71,10 +71,6 @@ def test_a_smaller_budget_follows_the_same_trajectory(base, straight, tmp_path):
     np.testing.assert_allclose(losses(other), losses(straight), atol=2e-4)
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("killed_at", [1, 3, 4])
 def test_a_killed_run_resumes_to_the_same_bits(base, tmp_path, monkeypatch, killed_at, dropout):
@@ -85,15 +81,7 @@ def test_a_killed_run_resumes_to_the_same_bits(base, tmp_path, monkeypatch, kill
         "training.eval_steps=2",
     ]
     whole = run(base, tmp_path / "whole", *changes)
-    train_step = trainer_module.TreeTrainer.training_step
-
-    def dies(self, model, inputs, num_items_in_batch=None):
-        if self.state.global_step == killed_at:
-            raise Killed
-        return train_step(self, model, inputs, num_items_in_batch)
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(trainer_module.TreeTrainer, "training_step", dies)
+    with killed_at_step(killed_at, monkeypatch):
         run(base, tmp_path / "killed", *changes)
     resumed = run(base, tmp_path / "killed", *changes)
     assert resumed.facts["resumed_from_step"] == killed_at - killed_at % 2

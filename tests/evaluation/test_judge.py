@@ -28,7 +28,7 @@ class Endpoint:
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):  # noqa: N802 - the library's name
+            def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 content = body["messages"][1]["content"]
                 first = content.partition("[Answer A]\n")[2].partition("\n[End of A]")[0]

@@ -9,9 +9,8 @@ from fintune.models.tiny import write_tiny_model
 from fintune.schema.errors import RecipeError
 from fintune.schema.loading import load_recipe
 from fintune.schema.recipe import TrainingSection
-from fintune.training import trainer as trainer_module
 from fintune.training.plateau import plateau_schedule
-from tests.runs import losses, metrics, run, weights
+from tests.runs import killed_at_step, losses, metrics, run, weights
 
 PLATEAU = (
     "evaluation.base=false",
@@ -34,10 +33,6 @@ PLATEAU = (
 EXPECTED = [1e-3] * 4 + [2.5e-4] * 2 + [1e-4] * 2
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.fixture
 def base(tmp_path, monkeypatch):
     monkeypatch.setenv("FINTUNE_CACHE", str(tmp_path / "cache"))
@@ -52,15 +47,7 @@ def rates(outcome):
 def test_the_rate_falls_on_plateaus_and_a_resumed_run_ends_in_the_same_bits(base, tmp_path, monkeypatch, killed_at):
     straight = run(base, tmp_path / "straight", *PLATEAU)
     assert rates(straight) == pytest.approx(EXPECTED)
-    train_step = trainer_module.TreeTrainer.training_step
-
-    def dies(self, model, inputs, num_items_in_batch=None):
-        if self.state.global_step == killed_at:
-            raise Killed
-        return train_step(self, model, inputs, num_items_in_batch)
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(trainer_module.TreeTrainer, "training_step", dies)
+    with killed_at_step(killed_at, monkeypatch):
         run(base, tmp_path / "run", *PLATEAU)
     resumed = run(base, tmp_path / "run", *PLATEAU)
     assert resumed.facts["resumed_from_step"] == 4

@@ -10,13 +10,9 @@ from fintune.schema.errors import RunError
 from fintune.training import trainer as trainer_module
 from fintune.training.checkpoints import list_checkpoints
 from fintune.training.numerics import changed_numerics
-from tests.runs import losses, metrics, run
+from tests.runs import killed_at_step, losses, metrics, run
 
 QUICK = ("evaluation.base=false", "evaluation.limit=3")
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.fixture
@@ -26,15 +22,7 @@ def base(tmp_path, monkeypatch):
 
 
 def killed_at_four(base, place, monkeypatch):
-    train_step = trainer_module.TreeTrainer.training_step
-
-    def dies(self, model, inputs, num_items_in_batch=None):
-        if self.state.global_step == 4:
-            raise Killed
-        return train_step(self, model, inputs, num_items_in_batch)
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(trainer_module.TreeTrainer, "training_step", dies)
+    with killed_at_step(4, monkeypatch):
         run(base, place, *QUICK)
 
 

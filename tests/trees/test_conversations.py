@@ -1,5 +1,6 @@
 """Conversations and plain texts as tokens: what is supervised, behind what, and what is lost."""
 
+import functools
 import importlib.util
 
 import numpy as np
@@ -202,5 +203,7 @@ def test_a_plain_text_loses_no_token_and_none_is_learnt_twice(text, max_length):
     assert [int(one.prompt[0]) for one in encoded.encoded] == [before[start] for start in starts[:-1]]
 
 
-def tiny_tokenizer_cached(found={}):  # noqa: B006 - a cache: training a tokenizer for every example takes seconds
-    return found.setdefault("tiny", tiny_tokenizer())
+@functools.cache
+def tiny_tokenizer_cached():
+    """Training a tokenizer for every example takes seconds."""
+    return tiny_tokenizer()
