@@ -21,7 +21,7 @@ from timing import time_on_cpu, time_on_gpu
 from torch import Tensor
 
 from fintune.environment import describe_environment
-from fintune.kernels.gated import gated, gated_backward
+from fintune.kernels.gated import gated, gated_backward, gated_backward_sums
 from fintune.kernels.hashed_dropout import add_dropped_, as_seed, drop
 from fintune.kernels.quantize import quantize_rows_fp8, transpose_bytes
 from fintune.kernels.rms_norm import rms_norm, rms_norm_backward, rms_norm_quantized
@@ -155,6 +155,11 @@ def gated_calls(sizes: Sizes, device: torch.device) -> Iterator[Call]:
         "gated_backward, adapters, no hidden",
         10 * count,
         lambda: gated_backward(dp, gate_up, "silu", **adapters, **down, out=out, want_hidden=False),
+    )
+    yield (
+        "gated_backward_sums",
+        10 * count,
+        lambda: gated_backward_sums(dp, gate_up, "silu", **adapters, **down, out=out),
     )
 
 

@@ -2,8 +2,8 @@
 
 Writes a checkpoint of each shape once, loads it under each quantisation, and takes dense steps, every token supervised,
 for each length and way to keep activations. What was predicted from the configuration alone stands beside what was
-measured. Peaks are of memory reserved, with the context of the device; recorded passes are left out, since their memory
-is only taken where it is free.
+measured. Peaks are of memory reserved, with the context of the device, and of plain passes, since the memory of
+recorded ones is only taken where it is free; speeds are of recorded passes wherever training records them.
 
     python benchmarks/planner.py --shapes 1b 3b 8b --work-dir /tmp/peers --json planner.json
     python benchmarks/planner.py --shapes tiny --device cpu --lengths 32 --tokens 64   # a smoke test
@@ -46,6 +46,7 @@ class Row:
     tokens: int
     predicted_gib: float
     measured_gib: float
+    allocated_gib: float
     predicted_tokens_per_s: float | None
     measured_tokens_per_s: float
 
@@ -103,10 +104,19 @@ def measured(arguments: argparse.Namespace) -> Iterator[Row]:
                 estimates = predicted(folder, quantization, arguments.tokens, length, device)
                 chosen = [policy for policy in arguments.policies if policy in estimates]
                 for memory in chosen if length == middle else chosen[:1]:
-                    peak, rate = measure(ready, memory, length, arguments, SHAPES[shape].vocabulary)
+                    peak, allocated, rate = measure(ready, memory, length, arguments, SHAPES[shape].vocabulary)
                     peak_bytes, speed = estimates[memory]
                     yield Row(
-                        shape, quantization, memory, length, arguments.tokens, peak_bytes / GIB, peak / GIB, speed, rate
+                        shape,
+                        quantization,
+                        memory,
+                        length,
+                        arguments.tokens,
+                        predicted_gib=peak_bytes / GIB,
+                        measured_gib=peak / GIB,
+                        allocated_gib=allocated / GIB,
+                        predicted_tokens_per_s=speed,
+                        measured_tokens_per_s=rate,
                     )
             del ready
             gc.collect()
@@ -134,8 +144,8 @@ def predicted(
 
 def measure(
     ready: Prepared, memory: Any, length: int, arguments: argparse.Namespace, vocabulary: int
-) -> tuple[float, float]:
-    """Peak bytes of the device and tokens a second of dense steps."""
+) -> tuple[int, int, float]:
+    """Peak bytes of the device, those of tensors among them, and tokens a second of dense steps."""
     on_gpu = arguments.device.startswith("cuda")
     ready.model.end_training()
     ready.model.memory = memory
@@ -145,14 +155,22 @@ def measure(
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    for samples in drawn:
+    ready.recorded = None
+    for samples in drawn * 2:
+        ready.step(samples)
+    wait(on_gpu)
+    peak = device_peak_bytes(on_gpu), torch.cuda.max_memory_allocated() if on_gpu else 0
+    ready.record()
+    for samples in drawn:  # the second time a size comes it is recorded
         ready.step(samples)
     wait(on_gpu)
     begun = time.perf_counter()
     for number in range(arguments.steps):
         ready.step(drawn[number % 2])
     wait(on_gpu)
-    return device_peak_bytes(on_gpu), arguments.steps * rows * length / (time.perf_counter() - begun)
+    rate = arguments.steps * rows * length / (time.perf_counter() - begun)
+    ready.recorded = None
+    return *peak, rate
 
 
 def wait(on_gpu: bool) -> None:

@@ -16,6 +16,9 @@ os.environ["FINTUNE_HOME"] = str(Path(__file__).parent / "no-home")  # names of 
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests in several processes share the cores: threads that wait would spin
     threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if gpus := os.environ.get("FINTUNE_TEST_GPUS"):  # "0,1,2": the processes take turns among them
+        own = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(gpus.split(","))
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus.split(",")[own]
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -28,16 +28,40 @@ from peer_runs.data import random_tokens, read_samples
 from peer_runs.recording import Recorder
 from peer_runs.settings import ALPHA, LEARNING_RATE, RANK, SEED, Job
 
-Step = Callable[[Sequence[TokenSample]], Tensor]
 
-
-@dataclass(frozen=True)
+@dataclass
 class Prepared:
-    """A model that stands ready, and the function that takes one optimiser step and returns its loss."""
+    """A model that stands ready for optimiser steps; ``recorded`` are its passes as CUDA graphs, or None."""
 
     base: LoadedBase
     model: EdgeModel
-    step: Step
+    optimizer: torch.optim.Optimizer
+    tokens_at_once: int
+    max_grad_norm: float
+    recorded: GraphedPasses | None = None
+
+    def record(self) -> None:
+        """From here on passes are recorded where they can be, as fintune's trainer has them."""
+        self.recorded = GraphedPasses(self.model) if GraphedPasses.suits(self.model) else None
+
+    def step(self, samples: Sequence[TokenSample]) -> Tensor:
+        """One optimiser step; its loss, on the device."""
+        packed = make_step(samples, "tree", self.tokens_at_once, buckets=self.model.is_blockwise)
+        total = torch.zeros((), device=self.model.device)
+        if self.recorded is not None:
+            self.recorded.start()
+        for batch in packed.batches:
+            if self.recorded is not None:
+                total += self.recorded.add(batch, 1 / packed.total_weight)[0]
+            else:
+                loss = self.model.loss_sum(batch.to(self.model.device)) / packed.total_weight
+                loss.backward()
+                total += loss.detach()
+        if self.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
 
 
 def run_fintune(job: Job, recorder: Recorder) -> None:
@@ -78,7 +102,7 @@ def fintune_step(
     max_grad_norm: float = 0.0,
     graphs: bool = True,
 ) -> Prepared:
-    """Loads a base, attaches what is trained, and returns how a step over it is taken.
+    """Loads a base and attaches what is trained.
 
     Args:
         checkpoint: folder of the base model.
@@ -95,34 +119,17 @@ def fintune_step(
     section = ModelSection.model_validate({"base": checkpoint, "quantization": quantization, "dtype": "bfloat16"})
     base = load_base(section, device=device, for_training=True)
     adapted = AdapterSection.model_validate({"kind": adapter, "rank": RANK, "alpha": ALPHA, "targets": targets})
-    backend = choose_backend("auto", device)
-    model = EdgeModel(attach_adapter(base, adapted, seed=SEED), backend, base.dtype)
+    adapter_model = attach_adapter(base, adapted, seed=SEED)
+    backend = choose_backend("auto", device, adapter_model.config)
+    model = EdgeModel(adapter_model, backend, base.dtype)
     model.memory = memory
     model.model.train()
     trained = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-
-    recorded = GraphedPasses(model) if graphs and GraphedPasses.suits(model) else None
-
-    def step(samples: Sequence[TokenSample]) -> Tensor:
-        packed = make_step(samples, "tree", tokens_at_once, buckets=backend == "flex")
-        total = torch.zeros((), device=device)
-        if recorded is not None:
-            recorded.start()
-        for batch in packed.batches:
-            if recorded is not None:
-                total += recorded.add(batch, 1 / packed.total_weight)[0]
-            else:
-                loss = model.loss_sum(batch.to(device)) / packed.total_weight
-                loss.backward()
-                total += loss.detach()
-        if max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return total
-
-    return Prepared(base, model, step)
+    ready = Prepared(base, model, optimizer, tokens_at_once, max_grad_norm)
+    if graphs:
+        ready.record()
+    return ready
 
 
 def samples_of(job: Job, vocabulary: int) -> Callable[[int], list[TokenSample]]:

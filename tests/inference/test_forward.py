@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from fintune.inference import forward
 from fintune.inference.forward import choose_backend
@@ -14,7 +15,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
     ("attention", "device", "backend"),
     [
         ("auto", CPU, "sdpa"),
-        ("auto", GPU, "flex"),
+        ("auto", GPU, "triton"),
         ("flex", GPU, "flex"),
         ("sdpa", GPU, "sdpa"),
         ("eager", CPU, "eager"),
@@ -25,6 +26,14 @@ def test_backends_by_name_and_device(attention, device, backend, monkeypatch):
     monkeypatch.setattr(forward, "triton_is_installed", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     assert choose_backend(attention, device) == backend
+
+
+@pytest.mark.parametrize(("installed", "size"), [(False, 64), (True, 512)])
+def test_what_our_kernels_cannot_have_goes_to_flex(installed, size, monkeypatch):
+    monkeypatch.setattr(forward, "triton_is_installed", lambda: installed)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    config = LlamaConfig(hidden_size=8 * size, num_attention_heads=8)
+    assert choose_backend("auto", GPU, config) == "flex"
 
 
 def test_cards_before_ampere_attend_by_pytorchs_own_kernels(monkeypatch):

@@ -45,7 +45,7 @@ def test_rotation(dtype, layout, rank, norms):
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
-@pytest.mark.parametrize("rank, down_rank", [(0, 0), (16, 0), (0, 32), (48, 16)])
+@pytest.mark.parametrize("rank, down_rank", [(0, 0), (16, 0), (0, 32), (48, 16), (16, 16), (32, 16)])
 def test_gated(dtype, activation, rank, down_rank):
     cases.check_gated(CPU, dtype, 67, 72, activation, rank=rank, down_rank=down_rank, apart=rank)
 

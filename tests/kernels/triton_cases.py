@@ -6,7 +6,14 @@ Both sides calculate in fp32 and round once, so results may differ by one step o
 import torch
 
 from fintune.kernels.add_output import add_output, add_output_plain
-from fintune.kernels.gated import gated, gated_backward, gated_backward_plain, gated_plain
+from fintune.kernels.gated import (
+    gated,
+    gated_backward,
+    gated_backward_plain,
+    gated_backward_sums,
+    gated_backward_sums_plain,
+    gated_plain,
+)
 from fintune.kernels.hashed_dropout import add_dropped_, add_dropped_plain_, as_seed, drop, drop_plain
 from fintune.kernels.quantize import (
     quantize_rows_fp8,
@@ -156,6 +163,8 @@ def check_gated(device, dtype, tokens, features, activation, *, rank=0, down_ran
     before = gate_up.clone()
     assert_one_step(gated(gate_up, activation, **adapters), gated_plain(gate_up, activation, **adapters), absolute=1e-5)
     assert torch.equal(gate_up, before)
+    if rank and down_rank:
+        check_gated_sums(dp, gate_up, activation, **adapters, **down)
     expected = gated_backward_plain(dp.clone(), gate_up, activation, **adapters, **down)
     own = dp.clone()
     result, hidden = gated_backward(own, gate_up, activation, **adapters, **down, want_hidden=False)
@@ -165,6 +174,19 @@ def check_gated(device, dtype, tokens, features, activation, *, rank=0, down_ran
     assert result is gate_up and hidden is own
     assert_one_step(result, expected[0], absolute=1e-5)
     assert_one_step(hidden, expected[1], absolute=1e-5)
+
+
+def check_gated_sums(dp, gate_up, activation, **adapters):
+    d_gate_up, *sums = gated_backward_sums(dp.clone(), gate_up, activation, **adapters)
+    expected, *expected_sums = gated_backward_sums_plain(dp.clone(), gate_up, activation, **adapters)
+    assert_one_step(d_gate_up, expected, absolute=1e-5)
+    again = gated_backward_sums(dp.clone(), gate_up, activation, **adapters)
+    for actual, repeated, exact in zip(sums, again[1:], expected_sums, strict=True):
+        assert torch.equal(actual, repeated)
+        assert actual.dtype == exact.dtype == torch.float32 and actual.shape == exact.shape
+        # What is summed was rounded, here and there the other way; large outliers have large steps.
+        allowed = max(1e-5, STEP[dp.dtype] / 8) * float(exact.abs().max()) if exact.numel() else 0.0
+        torch.testing.assert_close(actual, exact, rtol=0, atol=allowed)
 
 
 def check_add_output(device, dtype, tokens, features, *, rank=0, apart=0):

@@ -65,7 +65,7 @@ def longer_batch(packing="tree", n=24, seed=1, spread=13):
         start = head if packing == "tree" else []
         tokens = [*start, *generator.integers(3, 128, 20 + index % spread).tolist()]
         samples.append(sample(tokens, len(tokens) // 2, index))
-    (batch,) = pack_samples(samples, packing, 4096)
+    (batch,) = pack_samples(samples, packing, 1 << 14)
     return batch
 
 

@@ -22,6 +22,7 @@ from fintune.kernels.linear_edge_loss import (
     linear_edge_log_probabilities,
 )
 from fintune.kernels.tree_attention import ATTENTION_NAME, BLOCKWISE, Backend, TreeContext, register
+from fintune.kernels.tree_flash import MOST_SIZE
 from fintune.kernels.triton_use import triton_is_installed
 from fintune.models.fast_layers import FastLayers, Memory, fast_layers
 from fintune.models.fast_layers import say_plain as say_plain_layers
@@ -36,20 +37,34 @@ log = logging.getLogger(__name__)
 _BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
-def choose_backend(attention: str, device: torch.device) -> Backend:
+def choose_backend(attention: str, device: torch.device, config: Any = None) -> Backend:
     """The attention backend for ``auto`` or a backend's name on ``device``.
+
+    Args:
+        attention: what the recipe says.
+        device: of the model.
+        config: of the model, whose heads may be too large for our own kernels; None where they are known not to be.
 
     Raises:
         ModelError: it has no kernels for the device, or Triton is not installed.
     """
     if attention == "auto":
-        return "flex" if device.type == "cuda" and is_ampere_or_newer(device) else "sdpa"
+        if device.type != "cuda" or not is_ampere_or_newer(device):
+            return "sdpa"
+        return "triton" if triton_is_installed() and _head_size(config) <= MOST_SIZE else "flex"
     backend: Backend = next(known for known in get_args(Backend) if known == attention)
     if backend in BLOCKWISE and device.type != "cuda":
         raise ModelError(f"model.attention={attention} needs a CUDA device.", "Set model.attention=auto or sdpa.")
     if backend == "triton" and not triton_is_installed():
         raise ModelError("model.attention=triton needs Triton, which is not installed.", "Set model.attention=auto.")
     return backend
+
+
+def _head_size(config: Any) -> int:
+    if config is None:
+        return 0
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def supported_packing(config: Any, wanted: Packing) -> tuple[Packing, str]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fintune.kernels.add_output import add_output
 from fintune.kernels.fp8_weight import Fp8Weight
-from fintune.kernels.gated import Activation, gated, gated_backward
+from fintune.kernels.gated import Activation, gated, gated_backward, gated_backward_sums
 from fintune.kernels.hashed_dropout import add_dropped_, fold_seed
 from fintune.kernels.lora_group import LoraGroup
 from fintune.kernels.rms_norm import rms_norm, rms_norm_backward, rms_norm_quantized
@@ -306,31 +306,68 @@ def _mlp_backward(
     d_out = _through_norm(layer.mlp_out_norm, dy, out, out_rstd)
     d_hidden_small = second.d_small(d_out)
     d_hidden = second.weight.input_gradient(d_out)
-    fused = None if dropout else d_hidden_small
-    if dropout and d_hidden_small is not None and second.stack is not None:
-        add_dropped_(d_hidden, d_hidden_small @ second.stack.a, seeds[1], dropout)
-    d_gate_up, hidden = gated_backward(
+    gradients = (d_out, d_hidden, d_hidden_small)
+    d_gate_up, d_b, d_down = _gate_backward(layer, gradients, gate_up, (small, down_small), seeds[1], dropout)
+    torch.autograd.graph.increment_version(gate_up)  # so that a second backward pass is refused
+    del d_hidden, gradients
+    d_small = first.d_small(d_gate_up)
+    scales = {"row_scale": rstd, "column_scale": layer.mlp_norm.scale}
+    d_first = first.adapter_gradients(d_gate_up, h, small, d_small, seeds[0], dropout, **scales, d_b=d_b)
+    dx = first.input_gradient(d_gate_up, d_small, seeds[0], dropout)
+    return layer.mlp_norm.backward(dx, h, rstd, dy), [*d_first, *d_down]
+
+
+def _gate_backward(
+    layer: DecoderLayer,
+    gradients: tuple[Tensor, Tensor, Tensor | None],
+    gate_up: Tensor,
+    smalls: tuple[Tensor | None, Tensor | None],
+    seed: Tensor,
+    dropout: float,
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """The gradients of gate and up, written over them; of their B matrices where they come along; of the down adapter.
+
+    Args:
+        layer: the layer.
+        gradients: of the output of the down projection, of its input through the frozen weight, of its small product.
+        gate_up: (T, 2 F).
+        smalls: the small products of gate and up, and of the down projection.
+        seed: of the dropout in front of the down projection's adapter.
+        dropout: its probability.
+    """
+    (d_out, d_hidden, d_hidden_small), (small, down_small), second = gradients, smalls, layer.down
+    b = _b(layer.gate_up)
+    if d_hidden_small is None or second.stack is None or down_small is None:
+        d_gate_up, _ = gated_backward(
+            d_hidden, gate_up, layer.activation, small=small, b=b, out=gate_up, want_hidden=False
+        )
+        return d_gate_up, None, []
+    if dropout:
+        add_dropped_(d_hidden, d_hidden_small @ second.stack.a, seed, dropout)
+    if dropout or small is None or b is None:
+        d_gate_up, hidden = gated_backward(
+            d_hidden,
+            gate_up,
+            layer.activation,
+            small=small,
+            b=b,
+            down_small=None if dropout else d_hidden_small,
+            down_a=None if dropout else second.stack.a,
+            out=gate_up,
+        )
+        assert hidden is not None
+        return d_gate_up, None, second.adapter_gradients(d_out, hidden, down_small, d_hidden_small, seed, dropout)
+    d_gate_up, d_b, d_a = gated_backward_sums(
         d_hidden,
         gate_up,
         layer.activation,
         small=small,
-        b=_b(first),
-        down_small=fused,
-        down_a=None if fused is None or second.stack is None else second.stack.a,
+        b=b,
+        down_small=d_hidden_small,
+        down_a=second.stack.a,
         out=gate_up,
-        want_hidden=second.stack is not None,
     )
-    torch.autograd.graph.increment_version(gate_up)  # so that a second backward pass is refused
-    d_down: list[Tensor] = []
-    if hidden is not None:
-        d_down = second.adapter_gradients(d_out, hidden, down_small, d_hidden_small, seeds[1], dropout)
-    del hidden, d_hidden
-    d_small = first.d_small(d_gate_up)
-    d_first = first.adapter_gradients(
-        d_gate_up, h, small, d_small, seeds[0], dropout, row_scale=rstd, column_scale=layer.mlp_norm.scale
-    )
-    dx = first.input_gradient(d_gate_up, d_small, seeds[0], dropout)
-    return layer.mlp_norm.backward(dx, h, rstd, dy), [*d_first, *d_down]
+    return d_gate_up, d_b, second.gradients_of(d_a, second.d_b(d_out, down_small))
 
 
 def _b(group: LoraGroup) -> Tensor | None:

@@ -13,9 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fintune.kernels.lora_group import wide_product
 from fintune.kernels.triton_use import uses_triton, wide
 
 Activation = Literal["silu", "gelu_tanh"]
+MOST_HELD_RANK = 32  # a kernel keeps the adapters' factors of ranks up to here, which are powers of two, in registers
 
 
 def gated(gate_up: Tensor, activation: Activation, *, small: Tensor | None = None, b: Tensor | None = None) -> Tensor:
@@ -31,8 +33,10 @@ def gated(gate_up: Tensor, activation: Activation, *, small: Tensor | None = Non
         (T, F) in the type of ``gate_up``.
     """
     if uses_triton(gate_up, small, b):
-        from fintune.kernels import gated_triton
+        from fintune.kernels import gated_columns_triton, gated_triton
 
+        if small is not None and b is not None and _is_held(b.shape[1]):
+            return gated_columns_triton.gated(gate_up, activation, small, b)
         return gated_triton.gated(gate_up, activation, small, b)
     return gated_plain(gate_up, activation, small=small, b=b)
 
@@ -82,6 +86,54 @@ def gated_backward(
     )
 
 
+def gated_backward_sums(
+    dp: Tensor,
+    gate_up: Tensor,
+    activation: Activation,
+    *,
+    small: Tensor,
+    b: Tensor,
+    down_small: Tensor,
+    down_a: Tensor,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``gated_backward``, and the sums over tokens that the adapters' gradients are, where no dropout lies between.
+
+    Args:
+        dp: as for ``gated_backward``; what it holds afterwards is left open.
+        gate_up: likewise.
+        activation: likewise.
+        small: likewise.
+        b: likewise.
+        down_small: likewise.
+        down_a: likewise.
+        out: likewise.
+
+    Returns:
+        (T, 2 F) gradients of gate and up; in fp32 (2 F, r), theirs times ``small``, summed over tokens; and (r, F),
+        ``down_small`` times the hidden state, likewise.
+    """
+    if uses_triton(dp, gate_up, small, b, down_small, down_a, out) and _is_held(b.shape[1]) and _is_held(len(down_a)):
+        from fintune.kernels import gated_columns_triton
+
+        return gated_columns_triton.gated_backward_sums(dp, gate_up, activation, small, b, down_small, down_a, out)
+    found = gated_backward(dp, gate_up, activation, small=small, b=b, down_small=down_small, down_a=down_a, out=out)
+    return _with_sums(*found, small, down_small)
+
+
+def _with_sums(
+    d_gate_up: Tensor, hidden: Tensor | None, small: Tensor, down_small: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    assert hidden is not None
+    halves = zip(d_gate_up.chunk(2, 1), small.chunk(2, 1), strict=True)
+    d_b = torch.cat([wide_product(gradient.T, z) for gradient, z in halves])
+    return d_gate_up, d_b, wide_product(down_small.T, hidden)
+
+
+def _is_held(rank: int) -> bool:
+    return rank <= MOST_HELD_RANK and rank & (rank - 1) == 0
+
+
 def gated_plain(
     gate_up: Tensor, activation: Activation, *, small: Tensor | None = None, b: Tensor | None = None
 ) -> Tensor:
@@ -111,6 +163,24 @@ def gated_backward_plain(
     both = torch.cat([_activation_gradient(gradient * up, gate, activation), gradient * activated], 1)
     result = both.to(gate_up.dtype) if out is None else out.copy_(both)
     return result, dp.copy_(activated * up) if want_hidden else None
+
+
+def gated_backward_sums_plain(
+    dp: Tensor,
+    gate_up: Tensor,
+    activation: Activation,
+    *,
+    small: Tensor,
+    b: Tensor,
+    down_small: Tensor,
+    down_a: Tensor,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The plain twin of ``gated_backward_sums``."""
+    found = gated_backward_plain(
+        dp, gate_up, activation, small=small, b=b, down_small=down_small, down_a=down_a, out=out
+    )
+    return _with_sums(*found, small, down_small)
 
 
 def _gate_and_up(gate_up: Tensor, small: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,7 @@ def _programs(tokens: int, features: int, tile: dict[str, int]) -> tuple[int, in
 
 
 @triton.jit
-def _sigmoid_argument(gate, GELU: tl.constexpr):
+def sigmoid_argument(gate, GELU: tl.constexpr):
     """Z and dz/dgate such that the activation is gate * sigmoid(z): tanh is a sigmoid of twice its argument."""
     if GELU:
         square = gate * gate
@@ -166,7 +166,7 @@ def _forward_kernel(
         gate_up_ptr, gate_up_stride, small_ptr, small_stride, b_ptr, b_stride,
         row_start, rows, rows_inside, columns, columns_inside, FEATURES, RANK, CHUNK,
     )  # fmt: skip
-    z, _ = _sigmoid_argument(gate, GELU)
+    z, _ = sigmoid_argument(gate, GELU)
     hidden = gate * tl.sigmoid(z) * up
     at = hidden_ptr + row_start * FEATURES + rows[:, None] * FEATURES + columns[None, :]
     tl.store(at, hidden.to(hidden_ptr.dtype.element_ty), mask=rows_inside[:, None] & columns_inside[None, :])
@@ -215,7 +215,7 @@ def _backward_kernel(
             gradient, down_small_ptr + row_start * down_small_stride, down_small_stride, rows, rows_inside,
             down_a_ptr, down_a_stride, 1, columns, columns_inside, DOWN_RANK, DOWN_CHUNK,
         )  # fmt: skip
-    z, slope = _sigmoid_argument(gate, GELU)
+    z, slope = sigmoid_argument(gate, GELU)
     sigmoid = tl.sigmoid(z)
     activated = gate * sigmoid
     d_gate = gradient * up * (sigmoid + activated * (1.0 - sigmoid) * slope)

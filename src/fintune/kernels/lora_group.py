@@ -170,6 +170,7 @@ class LoraGroup:
         *,
         row_scale: Tensor | None = None,
         column_scale: Tensor | None = None,
+        d_b: Tensor | None = None,
     ) -> list[Tensor]:
         """The gradients of A1, B1, A2, B2, ... in the types of the adapters.
 
@@ -183,6 +184,7 @@ class LoraGroup:
             dropout: probability.
             row_scale: (T,) fp32.
             column_scale: (I,).
+            d_b: (N, r) fp32, ``dy`` times ``small`` of each member, where that is known already; overwritten.
         """
         if small is None or d_small is None:
             return []
@@ -190,25 +192,45 @@ class LoraGroup:
         d_a = wide_product(scaled.T, drop(x, seed, dropout))
         if column_scale is not None:
             d_a.mul_(column_scale)
+        return self.gradients_of(d_a, self.d_b(dy, small) if d_b is None else d_b)
+
+    def d_b(self, dy: Tensor, small: Tensor) -> Tensor:
+        """The gradients of all B before the scales (N, r), in fp32 at least; rows without an adapter are left open."""
+        d_b = torch.empty(sum(self.sizes), self.rank, dtype=_wide(dy.dtype), device=dy.device)
+        for adapter, own, z in zip(self.adapters, self._slices(), torch.split(small, self.rank, 1), strict=True):
+            if adapter is not None:
+                wide_product(dy[:, own].T, z, out=d_b[own])
+        return d_b
+
+    def gradients_of(self, d_a: Tensor, d_b: Tensor) -> list[Tensor]:
+        """The gradients of A1, B1, A2, B2, ... in the types of the adapters, from those of the stacked matrices.
+
+        Args:
+            d_a: (M r, I) fp32.
+            d_b: (N, r) fp32, before the scales; overwritten.
+        """
         gradients = []
         for member, (adapter, own) in enumerate(zip(self.adapters, self._slices(), strict=True)):
             if adapter is None:
                 continue
             start = member * self.rank
-            d_b = wide_product(dy[:, own].T, small[:, start : start + adapter.rank])
             gradients.append(d_a[start : start + adapter.rank].to(adapter.a.dtype))
-            gradients.append(d_b.mul_(adapter.scale).to(adapter.b.dtype))
+            gradients.append(d_b[own, : adapter.rank].mul_(adapter.scale).to(adapter.b.dtype))
         return gradients
 
 
-def wide_product(left: Tensor, right: Tensor) -> Tensor:
-    """``left right`` summed and returned in fp32 at least."""
-    wide = torch.promote_types(left.dtype, torch.float32)
+def wide_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """``left right`` summed and returned in fp32 at least, in ``out`` where given."""
+    wide = _wide(left.dtype)
     if left.dtype == wide:
-        return left @ right
+        return torch.mm(left, right, out=out)
     if left.device.type == "cuda":
-        return torch.mm(left, right, out_dtype=wide)
-    return left.to(wide) @ right.to(wide)
+        return torch.mm(left, right, out_dtype=wide, out=out)
+    return torch.mm(left.to(wide), right.to(wide), out=out)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def refresh(groups: Sequence[LoraGroup]) -> None:

@@ -47,6 +47,14 @@ class _View:
     offset: Any
 
 
+@dataclass(frozen=True)
+class _Stays:
+    """A tensor that does not move, of a layer whose backward pass comes first."""
+
+    tensor: Tensor
+    layer: int
+
+
 @dataclass(eq=False)
 class Offload:
     """Moves the tensors of one forward pass after another; holds its pinned memory between them.
@@ -61,8 +69,8 @@ class Offload:
     _stream: Any = None
 
     @contextmanager
-    def layer(self, index: int) -> Iterator[None]:
-        """Runs the block, layer ``index``, moving what it keeps; layers count upwards from 0."""
+    def layer(self, index: int, *, stays: bool = False) -> Iterator[None]:
+        """Runs the block, layer ``index``, moving what it keeps unless it ``stays``; layers count upwards from 0."""
         if not torch.cuda.is_available():
             yield
             return
@@ -72,7 +80,8 @@ class Offload:
         if index == 0:
             self.layers.clear()
         self._release(index - AHEAD)
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: self._pack(tensor, index), self._unpack):
+        pack = _Stays if stays else self._pack
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: pack(tensor, index), self._unpack):
             yield
 
     def _pack(self, tensor: Tensor, layer: int) -> Any:
@@ -100,6 +109,9 @@ class Offload:
             kept.device = None
 
     def _unpack(self, packed: Any) -> Tensor:
+        if isinstance(packed, _Stays):
+            self._fetch(packed.layer - 1)
+            return packed.tensor
         if not isinstance(packed, _View):
             tensor: Tensor = packed
             return tensor

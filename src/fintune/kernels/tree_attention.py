@@ -212,6 +212,7 @@ def tree_attention(
     if tree.backend in BLOCKWISE and tree.rows and sliding_window is None and softcap is None:
         return _over_rows(query, key, value, tree.rows, scaling), None
     if tree.backend == "triton" and uses_triton(query, key, value):
+        query, key = query.to(value.dtype), key.to(value.dtype)  # some models turn positions in fp32
         work = tree.work(sliding_window, query)
         out = tree_flash(query, key, value, work, scaling=scaling, softcap=softcap)
         return out.transpose(1, 2), None

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from fintune.kernels.tree_flash import TreeWork
 
 LOG2_E = 1.4426950408889634
-HIDDEN = tl.constexpr(-1e30)  # not infinite: a row whose first block hides all its keys must not become NaN
+# Not infinite: a row whose first block hides all its keys must not become NaN. A power of two: its product with a
+# factor is exact, so that a fused multiply-add of it and the rounded product leaves 0, no error that exp2 blows up.
+HIDDEN = tl.constexpr(-(2.0**100))
 DYNAMIC = ["tokens", "list_stride", "window"]  # arguments that are no reason to compile anew
 
 

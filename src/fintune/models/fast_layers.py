@@ -139,8 +139,9 @@ class FastLayers:
 
         cos, sin = (part.squeeze(0) for part in rotation)
         given = Pass(cos, sin, call.seeds[index], module.training, call.memory in KEEPS_ALL)
-        moves = call.memory == "offload" and index < len(self.layers) - NOT_OFFLOADED
-        with torch.autocast(hidden.device.type, enabled=False), self.offload.layer(index) if moves else nullcontext():
+        stays = index >= len(self.layers) - NOT_OFFLOADED
+        moving = self.offload.layer(index, stays=stays) if call.memory == "offload" else nullcontext()
+        with torch.autocast(hidden.device.type, enabled=False), moving:
             return decoder_layer(hidden.squeeze(0), self.layers[index], given, attend).unsqueeze(0)
 
 

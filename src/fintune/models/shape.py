@@ -16,6 +16,7 @@ from fintune.models.foreign import first_line, speaks_of_the_file
 from fintune.models.gguf import converted_folder
 from fintune.models.gguf_header import check_gguf
 from fintune.models.locate import ALIASES, wheel_file
+from fintune.models.own import know_own_models
 from fintune.models.quiet import no_gguf_progress_bar, no_progress_bars
 from fintune.schema.errors import ModelError
 from fintune.schema.network import is_offline, offline_reason
@@ -108,6 +109,7 @@ def read_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 def _read(section: ModelSection, what: str, loader: str) -> Any:
     import transformers
 
+    know_own_models()
     place, options = _place(section)
     try:
         with no_progress_bars(), no_gguf_progress_bar():

@@ -18,10 +18,10 @@ from fintune.models.fast_layers import KEEPS_ALL, NOT_OFFLOADED
 from fintune.models.shape import Matrix, ModelShape
 from fintune.training.memory_plan import (
     CONTEXT_BYTES,
-    SLACK,
     MemoryEstimate,
     MemoryPlan,
     optimizer_bytes,
+    slack_bytes,
     trainable_parameters,
     weight_bytes,
 )
@@ -81,7 +81,7 @@ def _kept(shape: ModelShape, plan: MemoryPlan) -> int:
     whole = sum(parts)
     if plan.memory != "offload":
         return math.ceil(shape.layers * whole)
-    near = min(shape.layers, NOT_OFFLOADED + AHEAD)  # the last ones, and those whose copies are under way
+    near = min(shape.layers, max(NOT_OFFLOADED, AHEAD))  # the last ones, or later those whose copies are under way
     return math.ceil(near * whole + (shape.layers - near) * sum(part for part in parts if part < LEAST_BYTES))
 
 
@@ -160,7 +160,7 @@ def estimate_fast(shape: ModelShape, plan: MemoryPlan) -> MemoryEstimate:
         activations=kept,
         recomputed=backward,
         logits=loss,
-        slack=math.ceil(SLACK * (gradients + kept + backward + loss)),
+        slack=slack_bytes(gradients + kept + backward + loss, plan.device),
         context=CONTEXT_BYTES[plan.device],
         buffers=_buffers(shape, plan),
     )

@@ -9,6 +9,7 @@ Shapes: T tokens, P parents, E edges.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 from dataclasses import dataclass, replace
@@ -113,7 +114,7 @@ class GraphedPasses:
         for name, value in vars(recorded.batch).items():
             if isinstance(value, Tensor):
                 value.copy_(getattr(batch, name), non_blocking=True)
-        recorded.scale.fill_(scale)
+        recorded.scale.fill_(ctypes.c_float(scale).value)  # infinite rather than refused where fp32 ends
         recorded.graph.replay()
         return recorded.loss, recorded.losses[:edges]
 

@@ -13,10 +13,10 @@ import math
 from fintune.models.shape import ModelShape
 from fintune.training.memory_plan import (
     CONTEXT_BYTES,
-    SLACK,
     MemoryEstimate,
     MemoryPlan,
     optimizer_bytes,
+    slack_bytes,
     trainable_parameters,
     weight_bytes,
 )
@@ -127,6 +127,6 @@ def estimate_plain(shape: ModelShape, plan: MemoryPlan) -> MemoryEstimate:
         activations=kept,
         recomputed=recomputed,
         logits=logits,
-        slack=math.ceil(SLACK * coming_and_going),
+        slack=slack_bytes(coming_and_going, plan.device),
         context=CONTEXT_BYTES[plan.device],
     )
