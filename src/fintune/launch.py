@@ -6,6 +6,7 @@ Slurm starts the processes; ``docs/distributed.md`` says how.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -57,7 +58,7 @@ def launch(count: int, arguments: Sequence[str], *, gpus: bool) -> int:
     ]
     with _passing_on_signals(processes):
         try:
-            codes = _wait(processes)
+            codes, first = _wait(processes)
         finally:
             _end(processes)
     if not any(codes):
@@ -65,10 +66,7 @@ def launch(count: int, arguments: Sequence[str], *, gpus: bool) -> int:
     if store.check([FAILED]):  # the process that failed has said why
         speaker = int(store.get(FAILED).split(b":")[0])
         return codes[speaker] if codes[speaker] > 0 else 1
-    number = next(rank for rank, code in enumerate(codes) if code)
-    raise RunError(
-        f"Process {number} of {count} ended with {_in_words(codes[number])}; the others were stopped.", AGAIN
-    )
+    raise RunError(f"Process {first} of {count} ended with {_in_words(codes[first])}; the others were stopped.", AGAIN)
 
 
 def _variables(rank: int, count: int, port: int) -> dict[str, str]:
@@ -85,16 +83,20 @@ def _variables(rank: int, count: int, port: int) -> dict[str, str]:
     }
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Exit codes, once all have ended or the time is over that they have to follow one that failed."""
-    deadline: float | None = None
-    while any(process.poll() is None for process in processes):
-        if deadline is None and any(process.poll() for process in processes):
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[list[int], int]:
+    """Exit codes, once all have ended or the time is over that they have to follow one that failed; and which did.
+
+    NCCL aborts a process that has lost another, so the lowest number that failed need not be the cause.
+    """
+    deadline, first = math.inf, 0
+    while True:
+        codes = [process.poll() for process in processes]
+        if deadline == math.inf and any(codes):
+            first = next(rank for rank, code in enumerate(codes) if code)
             deadline = time.monotonic() + GRACE_S
-        if deadline is not None and time.monotonic() > deadline:
-            break
+        if None not in codes or time.monotonic() > deadline:
+            return [code or 0 for code in codes], first
         time.sleep(0.1)
-    return [process.poll() or 0 for process in processes]
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from fintune.schema.errors import RunError
 from fintune.schema.processes import Processes
 from fintune.training.ranks import Ranks, _buckets, step_seed
 from fintune.training.watch import Watch
@@ -69,3 +70,28 @@ def test_dropout_differs_between_steps_and_ranks_only():
     seeds = {step_seed(seed, step, rank) for seed in (1, 2) for step in range(20) for rank in range(8)}
     assert len(seeds) == 2 * 20 * 8 and all(0 <= seed < 2**63 for seed in seeds)
     assert step_seed(1, 2, 3) == step_seed(1, 2, 3)
+
+
+def test_the_process_that_failed_first_is_named_although_one_of_a_lower_number_follows(monkeypatch):
+    from fintune import launch
+
+    own = "import os, signal, time; os.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL); "
+    monkeypatch.setattr(launch, "_PROGRAM", ("-c", own + "time.sleep(1); os.abort()"))  # as NCCL ends who waits
+    with pytest.raises(RunError, match="Process 1 of 2 ended with SIGKILL"):
+        launch.launch(2, [], gpus=False)
+
+
+def test_a_fault_of_this_process_is_not_taken_for_the_loss_of_another(monkeypatch):
+    def fail(what):
+        def all_reduce(tensor):
+            raise RuntimeError(what)
+
+        monkeypatch.setattr(dist, "all_reduce", all_reduce)
+
+    ranks = Ranks(Processes(0, 0, 2))
+    fail("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        ranks.add_up([torch.zeros(1)])
+    fail("NCCL error in: ProcessGroupNCCL.cpp, unhandled cuda error")
+    with pytest.raises(RunError, match="Another of the 2 processes has gone"):
+        ranks.add_up([torch.zeros(1)])

@@ -119,7 +119,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as exc:
-            if isinstance(exc, torch.OutOfMemoryError):
+            if isinstance(exc, torch.OutOfMemoryError) or _is_own(exc):
                 raise
             raise _lost(self.world, exc) from exc
 
@@ -127,12 +127,13 @@ class Ranks:
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Neighbours of one type that travel together."""
     bucket: list[Tensor] = []
+    size = 0
     for tensor in tensors:
-        size = sum(own.numel() for own in bucket) + tensor.numel()
-        if bucket and (size > BUCKET_NUMBERS or tensor.dtype != bucket[0].dtype):
+        if bucket and (size + tensor.numel() > BUCKET_NUMBERS or tensor.dtype != bucket[0].dtype):
             yield bucket
-            bucket = []
+            bucket, size = [], 0
         bucket.append(tensor)
+        size += tensor.numel()
     if bucket:
         yield bucket
 
@@ -140,6 +141,11 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def _lost(world: int, exc: RuntimeError) -> RunError:
     reason = first_line(exc)
     return RunError(f"Another of the {world} processes has gone, or cannot be reached ({reason}).", AGAIN)
+
+
+def _is_own(error: RuntimeError) -> bool:
+    """Whether an earlier computation of this process's GPU has failed, which any later call may be the one to say."""
+    return str(error).startswith("CUDA error")
 
 
 def _is_of_collective(error: BaseException) -> bool:
