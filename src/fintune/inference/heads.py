@@ -25,6 +25,7 @@ _PLAIN_HEADS = {
     "arcee",
     "ernie4_5",
     "exaone4",
+    "fintune_gpt",
     "gemma",
     "gemma2",
     "gemma3_text",
@@ -50,6 +51,7 @@ _PLAIN_HEADS = {
     "stablelm",
     "starcoder2",
 }
+_KNOWN_CODE = ("transformers.models.", "fintune.models.gpt.")
 _CAP = "final_logit_softcapping"
 
 
@@ -72,8 +74,8 @@ def find_head(model: Any) -> OutputHead | str:
         model: the ``transformers`` model itself, not its peft wrapper.
     """
     kind = getattr(model.config, "model_type", type(model).__name__)
-    ours = type(model).__module__.startswith("transformers.models.")
-    if not ours or kind not in _PLAIN_HEADS or not type(model).__name__.endswith("ForCausalLM"):
+    known = type(model).__module__.startswith(_KNOWN_CODE)
+    if not known or kind not in _PLAIN_HEADS or not type(model).__name__.endswith("ForCausalLM"):
         return f"{type(model).__name__} may change its logits after the head"
     layer: Any = model.get_output_embeddings()
     if type(layer) is not nn.Linear:

@@ -16,6 +16,11 @@ class Tracker:
     def __init__(self, bar: Progress | None = None, task: Any = None) -> None:
         self._bar, self._task = bar, task
 
+    def expect(self, total: int) -> None:
+        """There will be ``total`` units, which was not known before."""
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
     def advance(self, done: int) -> None:
         """Counts ``done`` more units."""
         if self._bar is not None:

@@ -17,6 +17,7 @@ from fintune.models.files import BaseModelFiles, read_json
 from fintune.models.foreign import first_line, speaks_of_the_file
 from fintune.models.fp8_linear import hold_in_fp8
 from fintune.models.locate import locate_base
+from fintune.models.own import know_own_models
 from fintune.models.plausible import require_plausible
 from fintune.models.quantize import QuantizationPlan, bitsandbytes_config, plan_quantization, settle_quantized_layers
 from fintune.models.quiet import forbid_fetched_kernels, no_progress_bars
@@ -91,6 +92,7 @@ def load_base(section: ModelSection, *, device: torch.device, for_training: bool
         ModelError: the model cannot be found, read, or held as asked.
     """
     forbid_fetched_kernels()
+    know_own_models()
     files = locate_base(section)
     config = read_json(files.path / "config.json")
     require_plausible(files.path, config)
