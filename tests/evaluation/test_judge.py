@@ -22,7 +22,7 @@ class Endpoint:
 
     def __init__(self):
         self.reply = lambda a, b: "Verdict: tie"
-        self.asked, self.failures = [], []
+        self.asked, self.failures, self.told = [], [], []
 
     def serve(self):
         endpoint = self
@@ -33,6 +33,7 @@ class Endpoint:
                 content = body["messages"][1]["content"]
                 first = content.partition("[Answer A]\n")[2].partition("\n[End of A]")[0]
                 second = content.partition("[Answer B]\n")[2].partition("\n[End of B]")[0]
+                endpoint.told.append(body["messages"][0]["content"])
                 endpoint.asked.append((self.path, body["model"], self.headers.get("Authorization"), first, second))
                 found = endpoint.failures.pop(0) if endpoint.failures else endpoint.reply(first, second)
                 if found == "close":
@@ -98,6 +99,13 @@ def test_the_better_answer_wins_in_both_orders(endpoint):
     assert result.primary == "win_rate" and result.metrics["win_rate"].value == 1.0
     found = compare(tuned, base, scoring="chat", n_resamples=100)
     assert found.differences["win_rate"].value == 1.0 and found.sign_flip_p == 2 / 2**6
+
+
+def test_the_rubric_is_what_the_judge_is_told(endpoint):
+    for rubric, text in judge_module.RUBRICS.items():
+        judged_records(judge_at(endpoint, rubric=rubric), pairs(1), ("tuned", "base"))
+        assert all(told.startswith(text) and "Verdict: tie" in told for told in endpoint.told[-2:])
+    assert len(set(endpoint.told)) == 2
 
 
 @pytest.mark.parametrize(("word", "by_order"), [("A", 1.0), ("B", 1.0), ("tie", 0.0)])

@@ -249,11 +249,12 @@ def _always_rise(train: Sequence[Example], test: Sequence[Example], seed: int) -
 
 
 def _directions(choices: Sequence[str]) -> Mapping[str, str] | None:
-    """The choices by direction, None unless they are exactly rise and fall."""
-    words = {choice.lower(): choice for choice in choices}
+    """The choices by direction, None unless they are exactly rise and fall, or up and down."""
+    words = {_DIRECTIONS.get(choice.lower(), ""): choice for choice in choices}
     return words if set(words) == {"rise", "fall"} else None
 
 
+_DIRECTIONS = {"rise": "rise", "fall": "fall", "up": "rise", "down": "fall"}
 _SYSTEMS: Mapping[str, Callable[[Sequence[Example], Sequence[Example], int], list[Answer] | None]] = {
     "majority": _majority,
     "lexicon": _vader,

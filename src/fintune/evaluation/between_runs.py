@@ -96,6 +96,12 @@ def compare_runs(
         },
         repeats=tuple(score for key in ordered for score in _spread(repeated[key])),
         elapsed_s=sum(run.results.elapsed_s for run in runs),
+        time_costs=tuple(
+            cost.model_copy(update={"system": run.name})
+            for run in runs
+            for cost in run.results.time_costs
+            if cost.system == run.system
+        ),
     )
     return results, [record for key in ordered for record in records[key]]
 

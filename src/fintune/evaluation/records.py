@@ -47,6 +47,7 @@ def answer_records(
                 dialogue=str(example.metadata.get("dialogue_id", "")),
                 truncated=truncated,
                 text=example.document if is_first else "",
+                reference=str(example.metadata.get("reference", "")) if is_first else "",
             )
         )
     return records

@@ -69,6 +69,7 @@ class Scorer:
         batch_size: answers generated side by side; null takes what suits the device.
         shots: solved examples shown before each document.
         open_vllm: gives the engine that writes free answers in place of ours.
+        on_written: called with the number of tokens of the answers just written.
     """
 
     model: EdgeModel
@@ -79,6 +80,7 @@ class Scorer:
     batch_size: int | None = None
     shots: tuple[Example, ...] = ()
     open_vllm: Callable[[], vllm_engine.VllmModel] | None = None
+    on_written: OnBatch | None = None
 
     def chunk(self, task: Task, wanted: int) -> int:
         """Documents of ``task`` to ask at once: ``wanted``, or fewer where each takes an answer to be written."""
@@ -171,6 +173,8 @@ class Scorer:
             on_done=on_batch,
             packing=self.packing,
         )
+        if self.on_written is not None:
+            self.on_written(sum(map(len, found)))
         # Decoded as a batch, no answers at all would be one empty one.
         texts = [tokenizer.decode(tokens.tolist(), skip_special_tokens=True) for tokens in found]
         answers = [Answer()] * len(examples)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fintune.reporting.published import PublishedRow, published_for, standing
 from fintune.reporting.tables import Table
-from fintune.reporting.wording import PROTOCOL_NAMES, interval, main_system, system_name
+from fintune.reporting.wording import interval, main_system, rules_name, system_name
 from fintune.schema.results import Estimate, EvaluationResults, TaskResult
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -77,7 +77,7 @@ def _cells(row: PublishedRow, ours: TaskResult | None, notes: Mapping[str, str])
         row.published_metric,
         "not stated" if row.n is None else f"{row.n:,}",
         published_value(row.value),
-        PROTOCOL_NAMES[row.protocol],
+        rules_name(row.protocol, [row.task]),
         "not measured" if estimate is None else interval(estimate),
         "–" if ours is None else f"{ours.n:,}",
         "–" if estimate is None else standing(estimate, row.value),

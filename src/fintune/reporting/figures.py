@@ -7,7 +7,7 @@ Drawn on matplotlib's object interface, so no global state, no display and no py
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -310,6 +310,13 @@ def _draw_confusion(axes: Axes, result: TaskResult, some_missing: bool) -> None:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(title=system_name(result.system), xlabel="answer", ylabel="target")
+
+
+def write_figure(draw: Callable[[], Figure], path: Path) -> Path:
+    """Draws one figure in the style of all of them, as a PNG at ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(_STYLE):
+        return _save(draw(), path)
 
 
 def _save(figure: Figure, path: Path) -> Path:

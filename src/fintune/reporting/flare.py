@@ -14,7 +14,7 @@ from fintune.reporting.beside import published_value
 from fintune.reporting.chance import STOCK_TASKS
 from fintune.reporting.published import STOCK_MOVEMENT, published_rows
 from fintune.reporting.tables import Table
-from fintune.reporting.wording import CLASSICAL, PROTOCOL_NAMES, answers_phrase, percent, system_name, systems_of
+from fintune.reporting.wording import CLASSICAL, answers_phrase, percent, rules_name, system_name, systems_of
 from fintune.schema.results import EvaluationResults, Protocol, TaskResult
 
 _ABSENT = "–"
@@ -76,7 +76,7 @@ def flare_table(results: EvaluationResults, protocol: Protocol) -> Table | None:
     rows = [*((name, *cells) for name, cells in published.items()), *ours]
     tuned = [i for i, row in enumerate(rows) if i >= len(published) and row[0] == system_name("tuned")]
     how = answers_phrase(found) if protocol == "flare_strict" else ""
-    by_rules = ", ".join(filter(None, [f"Results on FLARE by {PROTOCOL_NAMES[protocol]}", how]))
+    by_rules = ", ".join(filter(None, [f"Results on FLARE by {rules_name(protocol)}", how]))
     return Table(
         name=f"results-{protocol.replace('_', '-')}",
         caption=f"{by_rules}; the first {len(published)} rows are published",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fintune.reporting.backtest import backtest_sections
 from fintune.reporting.beside import published_table, published_tables
 from fintune.reporting.between import pair_sentences, published_beside_each
 from fintune.reporting.figures import comparison_caption, curves_caption, write_figures
@@ -27,7 +28,15 @@ from fintune.reporting.scores import (
     score_tables,
     systems_tables,
 )
-from fintune.reporting.tables import Table, counts_table, errors_table, facts_table, licence_table, overlap_table
+from fintune.reporting.tables import (
+    Table,
+    counts_table,
+    errors_table,
+    facts_table,
+    licence_table,
+    overlap_table,
+    time_table,
+)
 from fintune.reporting.verdict import verdict
 from fintune.reporting.wording import DISCLAIMER, interval, systems_of, tasks_of
 from fintune.schema.recipe import Recipe, sanitize_name
@@ -65,6 +74,7 @@ def write_report(
     heading = title or (recipe.report.title or recipe.name if recipe is not None else "Comparison of runs")
     sentences = verdict(results) if recipe is not None else pair_sentences(results)
     sections = _sections(recipe, results, documents, history, figures, model_facts)
+    sections = [*sections[:1], *backtest_sections(run_path), *sections[1:]]
     about = (recipe.description, f"recipe {recipe.name}") if recipe is not None else ()
     subtitle = " · ".join(part for part in (*about, results.model) if part)
     (run_path / "tables.tex").write_text(_latex(results, heading), encoding="utf-8")
@@ -128,7 +138,9 @@ def _sections(
         Section(
             "Run facts",
             "facts",
-            tables=_present(facts_table(_facts(results, model_facts)), counts_table(results.counts)),
+            tables=_present(
+                facts_table(_facts(results, model_facts)), time_table(results), counts_table(results.counts)
+            ),
         ),
         Section("Recipe", "recipe", code=_yaml(recipe) if recipe is not None else ""),
     ]

@@ -13,7 +13,7 @@ from fintune.reporting.chance import CHANCE_MARK, chance_evidence
 from fintune.reporting.tables import MISSING, Table
 from fintune.reporting.wording import (
     DETAILS,
-    PROTOCOL_NAMES,
+    OUR_RULES,
     answers_phrase,
     detail_head,
     detail_name,
@@ -21,6 +21,7 @@ from fintune.reporting.wording import (
     metric_name,
     p_value,
     percent,
+    rules_name,
     split_notes,
     system_name,
     systems_of,
@@ -145,7 +146,7 @@ def rules_table(results: EvaluationResults, task: str) -> Table | None:
     if not strict:
         return None
     primary = metric_name(strict[0].primary)
-    ours, theirs = (PROTOCOL_NAMES[protocol] for protocol in ("robust", "flare_strict"))
+    ours, theirs = OUR_RULES, rules_name("flare_strict", [task])
     rows = []
     for result in strict:
         beside = results.find(task, result.system)
@@ -163,7 +164,7 @@ def rules_table(results: EvaluationResults, task: str) -> Table | None:
         caption=", ".join(filter(None, [f"{task}: {theirs} beside {ours}", answers_phrase(strict)])),
         columns=("System", f"{primary}, {ours}", f"{primary}, {theirs}", f"Missing, {ours}", f"Missing, {theirs}"),
         rows=tuple(rows),
-        note=f"{_read_from(results, strict)} FLARE's rules serve to compare with published figures; ours are quoted."
+        note=f"{_read_from(results, strict)} {theirs} serve to compare with published figures; ours are quoted."
         + _mark_note(strict),
         emphasised=_tuned(strict),
     )
@@ -173,7 +174,7 @@ def _read_from(results: EvaluationResults, strict: Sequence[TaskResult]) -> str:
     """Whether both protocols read the same answers."""
     beside = [(result, results.find(result.task, result.system)) for result in strict]
     if any(ours is not None and ours.decoding != result.decoding for result, ours in beside):
-        return "FLARE's rules read answers that the model wrote, ours the likeliest of the labels."
+        return "The others read answers that the model wrote, ours the likeliest of the labels."
     return "The same answers, read twice."
 
 
@@ -196,10 +197,11 @@ def repeats_tables(results: EvaluationResults) -> list[Table]:
             if score.protocol == protocol and detail_head(score.metric) is None
         ]
         if rows:
+            whose = rules_name(protocol, [row[0] for row in rows])
             tables.append(
                 Table(
                     name="-".join(filter(None, ["repeats", "flare" if protocol == "flare_strict" else ""])),
-                    caption=f"Repeated runs by {PROTOCOL_NAMES[protocol]}: mean, standard deviation and range",
+                    caption=f"Repeated runs by {whose}: mean, standard deviation and range",
                     columns=("Task", "System", "Score", "Runs", "Mean", "SD", "Range"),
                     rows=tuple(rows),
                     text_columns=3,
@@ -253,7 +255,7 @@ def _comparisons(found: Sequence[Comparison], protocol: Protocol, pair: str) -> 
     )
     name = "-".join(filter(None, ["comparisons", pair, "flare" if protocol == "flare_strict" else ""]))
     of_whom = f" ({' − '.join(_compared(found[0])[1:])})" if pair else ""
-    by_rules = f", by {PROTOCOL_NAMES[protocol]}" if protocol == "flare_strict" else ""
+    by_rules = f", by {rules_name(protocol, (c.task for c in found))}" if protocol == "flare_strict" else ""
     decisive = Table(
         name=name,
         caption=f"Paired differences on the same documents{of_whom}{by_rules}",

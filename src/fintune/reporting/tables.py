@@ -159,6 +159,24 @@ def counts_table(counts: Mapping[str, Any]) -> Table | None:
     return Table("counts", "Counted on the way", ("What", "Count"), rows, text_columns=2) if rows else None
 
 
+def time_table(results: EvaluationResults) -> Table | None:
+    """What the answers of each system took."""
+    rows = tuple(
+        (
+            *(cost.task, system_name(cost.system), f"{cost.n:,}"),
+            "–" if cost.s_per_answer is None else f"{1000 * cost.s_per_answer:,.1f}",
+            "–" if cost.tokens_per_s is None else f"{cost.tokens_per_s:,.1f}",
+        )
+        for cost in results.time_costs
+    )
+    columns = ("Task", "System", "Answers", "ms an answer", "Written tokens a second")
+    note = (
+        "Answers are made several at once, so a single one takes longer; those of an earlier start are not timed. – "
+        "where labels were ranked."
+    )
+    return Table("time", "What answering took", columns, rows, text_columns=2, note=note) if rows else None
+
+
 def facts_table(facts: Mapping[str, Any]) -> Table | None:
     """Run facts as key and value; what was not recorded is left out."""
     rows = tuple((fact_name(key), fact_value(key, value)) for key, value in facts.items() if value is not None)

@@ -48,12 +48,22 @@ METRIC_NAMES = {
 }
 DETAILS = {"weighted_f1_": "question", "entity_f1_": "entities", "accuracy_turn_": "turn"}
 """Scores of a part of the documents, by the head of their names, with the word for such a part."""
-PROTOCOL_NAMES: dict[Protocol, str] = {"robust": "our rules", "flare_strict": "FLARE's rules"}
+OUR_RULES = "our rules"
+_FLARE, _READ_BY_FINGPT = "FLARE's", "_forecast"
+"""What the names of tasks end with whose answers the reference implementation of FinGPT reads, not FLARE's."""
 CLASSICAL = ("majority", "last_direction", "always_rise", "lexicon", "tfidf")
 VARIANTS = ("base_5shot", "base_calibrated")
 SYSTEM_ORDER = (*CLASSICAL, "base", *VARIANTS, "tuned")
 _BYTES = "_bytes"
 DISCLAIMER = "This is a research measurement, not investment advice."
+
+
+def rules_name(protocol: Protocol, tasks: Iterable[str] = ()) -> str:
+    """Whose rules answers are read by: ours, FLARE's, or FinGPT's for forecasts in words; both where tasks differ."""
+    if protocol == "robust":
+        return OUR_RULES
+    whose = dict.fromkeys("FinGPT's" if task.endswith(_READ_BY_FINGPT) else _FLARE for task in tasks)
+    return f"{' and '.join(whose or (_FLARE,))} rules"
 
 
 def system_name(system: str) -> str:

@@ -56,6 +56,10 @@ class DependencyError(FintuneError):
     """An optional library that the request needs is not installed."""
 
 
+class ProviderError(FintuneError):
+    """A provider of data needs a key, refuses to answer, or cannot be reached."""
+
+
 class InternalError(FintuneError):
     """Something fintune promised did not hold; the fault is ours."""
 

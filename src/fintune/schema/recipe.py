@@ -39,8 +39,7 @@ class ModelSection(_Section):
         "auto", description="Compute type; auto takes bf16 on Ampere and newer, fp16 before, fp32 on the CPU."
     )
     attention: Literal["auto", "flex", "triton", "sdpa", "eager"] = Field(
-        "auto",
-        description="Tree attention: FlexAttention on GPUs, SDPA over spans elsewhere; triton takes our own kernels.",
+        "auto", description="Tree attention: auto takes our Triton kernels on GPUs, and SDPA over spans elsewhere."
     )
     chat_template: str | None = Field(
         None, description="Override for bases without one: plain, chatml, or a Jinja template."

@@ -49,6 +49,7 @@ class DocumentRecord(_Frozen):
 
     ``output`` is the answer as given (None: the document did not fit the model, or the system has no words);
     ``prediction`` what the protocol read out of it, None when nothing (missing); ``counts`` what aggregates add up.
+    ``reference`` is an answer that was published for the document: compared with, never scored as right.
     ``dialogue`` names the conversation a turn belongs to; ``truncated`` says that the document was shortened to fit.
     """
 
@@ -68,6 +69,7 @@ class DocumentRecord(_Frozen):
     probabilities: tuple[float, ...] | None = None
     log_likelihoods: tuple[float, ...] | None = None
     text: str = ""
+    reference: str = ""
 
 
 class Estimate(_Frozen):
@@ -223,6 +225,29 @@ class DataLicence(_Frozen):
         return self.source.startswith(SAMPLE_OF)
 
 
+class TimeCost(_Frozen):
+    """What one system's answers to ``n`` documents of a task took, several of them being answered at once.
+
+    ``written_tokens`` is None where answers were ranked. Documents answered in an earlier start are not among ``n``.
+    """
+
+    system: str
+    task: str
+    n: int
+    elapsed_s: float
+    written_tokens: int | None = None
+
+    @property
+    def s_per_answer(self) -> float | None:
+        """Seconds an answer, None without answers."""
+        return self.elapsed_s / self.n if self.n else None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Written tokens a second, None where nothing was written or no time was measured."""
+        return self.written_tokens / self.elapsed_s if self.written_tokens is not None and self.elapsed_s else None
+
+
 class EvaluationResults(_Frozen):
     """Everything one evaluation measured; written to ``results.json``."""
 
@@ -235,6 +260,7 @@ class EvaluationResults(_Frozen):
     repeats: tuple[RepeatedScore, ...] = ()
     counts: dict[str, Any] = {}
     elapsed_s: float = 0.0
+    time_costs: tuple[TimeCost, ...] = ()
 
     def find(self, task: str, system: str, protocol: Protocol = "robust") -> TaskResult | None:
         """The result of ``system`` on ``task`` under ``protocol``, or None when it was not measured."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from fintune.schema.errors import DataError, RecipeError
 from fintune.schema.example import Example, Message
-from fintune.schema.quality import QualityReport
+from fintune.schema.quality import QualityProblem, QualityReport
 from fintune.schema.recipe import TaskSection
 from fintune.schema.results import DataLicence, Judgement, Protocol, Scoring
 from fintune.sources.table import RawTable
@@ -74,6 +74,7 @@ class Row:
         date: when the document was published.
         identity: what makes two rows repeats of each other; the text when empty (a question adds itself).
         metadata: anything the examples should carry.
+        left_out: why the row is not used; '' where it is.
     """
 
     row_id: str
@@ -85,6 +86,7 @@ class Row:
     date: datetime | None = None
     identity: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    left_out: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,7 @@ class Task(ABC):
         hub_ids: by config, the hub id that ``source: null`` tries.
         configs: variants; the first is the default.
         hub_configs: by hub id, the one config that its rows are.
-        split_rule: name of the published rule that splits an unsplit source, by config.
+        split_rule: name of the published rule that splits an unsplit source, by config; ``latest`` validates by time.
         split_notes: by config, what differs from the published split.
         protocols: how answers are read, the first being the one to quote.
         choices: canonical labels in fixed order; empty for free text.
@@ -159,6 +161,12 @@ class Task(ABC):
     def complete_rows(self, rows: list[Row]) -> list[Row]:
         """The rows of one split with what only the others can tell, such as the answers of earlier turns."""
         return rows
+
+    def complete_splits(
+        self, rows: dict[str, list[Row]], config: str, source: str
+    ) -> tuple[dict[str, list[Row]], tuple[QualityProblem, ...]]:
+        """The rows of all splits with what only the others can tell, or why they are left out; and what is wrong."""
+        return rows, ()
 
     def with_history(self, example: Example, answers: Sequence[str]) -> Example:
         """The example with the system's own earlier answers in place of the right ones, where it has turns."""

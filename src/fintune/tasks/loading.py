@@ -86,6 +86,7 @@ def load_task(
     parsed, unread = _parse_tables(task, tables, section.table)
     if wrong is not None and not any(row.label is not None for rows in parsed.values() for row in rows):
         raise wrong
+    parsed, known_flaws = task.complete_splits(parsed, config, source)
     quality = inspect_rows(
         task.name,
         {split: _checked(task, tables[split], rows) for split, rows in parsed.items()},
@@ -95,7 +96,8 @@ def load_task(
         source=source,
     )
     splits, counts, note, odd = _split_rows(task, parsed, config, source, section.table, unread)
-    quality = with_problems(with_label_error(quality, wrong), [*label_problems(section.table, tables), *odd])
+    problems = [*label_problems(section.table, tables), *known_flaws, *odd]
+    quality = with_problems(with_label_error(quality, wrong), problems)
     examples = {
         split: tuple(unique_ids([task.make_example(row, prompt) for row in rows])) for split, rows in splits.items()
     }
@@ -190,7 +192,7 @@ def _hub_config(task: Task, hub_id: str, asked: str | None, config: str) -> str 
     """The configuration to ask the hub for: known repositories hold exactly one; others get what the recipe says."""
     held = task.hub_configs.get(hub_id)
     if held is None:
-        return asked
+        return None if task.hub_ids.get(config) == hub_id else asked
     if asked is not None and held != config:
         raise DataError(
             f"{hub_id} holds {held} of {task.name}, not {config}.", f"Set config={held}, or another source."
@@ -252,9 +254,11 @@ def _split_rows(
     positions: dict[str, list[int]] = {}
     dropped: Counter[str] = Counter()
     for split, found in parsed.items():
-        usable = [(index, row) for index, row in enumerate(found) if row.text and row.label is not None]
+        there = [(index, row) for index, row in enumerate(found) if not row.left_out]
+        usable = [(index, row) for index, row in there if row.text and row.label is not None]
         dropped["row without text"] += sum(not row.text for row in found)
-        dropped["row without a known label"] += sum(bool(row.text) and row.label is None for row in found)
+        dropped["row without a known label"] += sum(bool(row.text) and row.label is None for _, row in there)
+        dropped.update(row.left_out for row in found if row.left_out)
         if found and not usable:
             raise DataError(
                 f"None of the {len(found)} rows of {task.name} ({split}) from {source} has a text and a known label.",

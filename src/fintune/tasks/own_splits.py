@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from itertools import groupby
 from typing import Literal
 
 from fintune.schema.errors import DataError
@@ -18,7 +16,7 @@ from fintune.schema.quality import QualityProblem
 from fintune.sources.quality_problems import problem
 from fintune.sources.text import group_key
 from fintune.tasks.base import Row
-from fintune.tasks.splits import TEST_FRACTION, VALIDATION_FRACTION, Splits, clean_rows, split_off
+from fintune.tasks.splits import TEST_FRACTION, VALIDATION_FRACTION, Splits, clean_rows, split_latest, split_off
 
 Way = Literal["time", "group", "stratified"]
 _ENOUGH_DATES = 0.9
@@ -87,7 +85,7 @@ def keep_source_splits(
         note += f" Validation is {how} {VALIDATION_FRACTION:.0%} of the training texts{'' if by_time else ', by hash'}."
         undated = [row for row in train if by_time and row.date is None]
         dated = [row for row in train if not by_time or row.date is not None]
-        train, validation = (_split_latest if by_time else split_off)(dated, VALIDATION_FRACTION)
+        train, validation = (split_latest if by_time else split_off)(dated, VALIDATION_FRACTION)
         train = [*undated, *train]
     splits = {"train": train, "validation": list(validation), "test": list(test)}
     return splits, dropped, f"{note}{later}", tuple(problems)
@@ -123,7 +121,7 @@ def _require_possible(rows: Sequence[Row], wanted: str) -> None:
 def _cut(rows: Sequence[Row], way: Way) -> tuple[Splits, int]:
     """The rows cut one way, and how many a split by time leaves out for want of a date."""
     usable = [row for row in rows if way != "time" or row.date is not None]
-    cut = {"time": _split_latest, "group": _split_groups, "stratified": split_off}[way]
+    cut = {"time": split_latest, "group": _split_groups, "stratified": split_off}[way]
     train, test = cut(usable, TEST_FRACTION)
     train, validation = cut(train, VALIDATION_FRACTION)
     return {"train": train, "validation": validation, "test": test}, len(rows) - len(usable)
@@ -174,27 +172,6 @@ def _oddities(way: Way, splits: Splits, undated: int) -> list[QualityProblem]:
 
 def _dated_share(rows: Sequence[Row]) -> float:
     return sum(row.date is not None for row in rows) / max(1, len(rows))
-
-
-def _date(row: Row) -> datetime:
-    assert row.date is not None  # rows without a date were dropped
-    return row.date
-
-
-def _split_latest(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]]:
-    """The latest rows, about ``fraction`` of them, cut between two dates so that none is on both sides."""
-    ordered = sorted(rows, key=_date)
-    starts = [sum(1 for _ in same) for _, same in groupby(ordered, key=_date)]
-    cuts: list[int] = []
-    position = 0
-    for size in starts[:-1]:
-        position += size
-        cuts.append(position)
-    if not cuts:
-        return list(ordered), []
-    target = len(ordered) * (1 - fraction)
-    cut = min(cuts, key=lambda place: abs(place - target))
-    return list(ordered[:cut]), list(ordered[cut:])
 
 
 def _split_groups(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]]:

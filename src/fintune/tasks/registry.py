@@ -16,6 +16,7 @@ _FAMILIES = (
     "fintune.tasks.sentiment",
     "fintune.tasks.headlines",
     "fintune.tasks.stock",
+    "fintune.tasks.weekly.registered",
     "fintune.tasks.stance",
     "fintune.tasks.entity_typing",
     "fintune.tasks.free_text",

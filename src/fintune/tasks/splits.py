@@ -10,6 +10,8 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import groupby
 
 import numpy as np
 
@@ -20,6 +22,8 @@ from fintune.tasks.base import Row
 TEST_FRACTION = 0.25
 VALIDATION_FRACTION = 0.1
 FINGPT_PHRASEBANK_ROWS = 4846
+LATEST = "latest"
+"""The rule for dated rows: those of the latest dates validate, where the source has no split for it."""
 OWN_SPLITS = "The source's own splits."
 
 Splits = dict[str, list[Row]]
@@ -39,7 +43,7 @@ def make_splits(
         rows: usable rows by the source's split.
         positions: each row's position among all rows read, unusable ones included (published rules count those).
         n_read: how many rows the source had, by split.
-        rule: name of the published rule for an unsplit source; '' for ours.
+        rule: name of the published rule for an unsplit source, or ``LATEST``; '' for ours.
         stratified: divide each label's texts alike; not where every answer is its own.
 
     Returns:
@@ -59,7 +63,10 @@ def make_splits(
             test, validation = list(validation or ()), None
             note = "Test is the source's validation split: its test split is not published."
         train, dropped = clean_rows(train)
-    if validation is None and train:
+    if validation is None and train and rule == LATEST:
+        train, validation = split_latest(train, VALIDATION_FRACTION)
+        note += f" Validation is the latest {VALIDATION_FRACTION:.0%} of the training rows."
+    elif validation is None and train:
         train, validation = split_off(train, VALIDATION_FRACTION, stratified=stratified)
         note += f" Validation is {_drawn(stratified)}{VALIDATION_FRACTION:.0%} of the training texts, chosen by hash."
     return {"train": train, "validation": list(validation or ()), "test": test}, dropped, note
@@ -138,6 +145,27 @@ def split_off(rows: Sequence[Row], fraction: float, *, stratified: bool = True) 
     for row in rows:
         (taken if _group_of(row) in chosen else rest).append(row)
     return rest, taken
+
+
+def split_latest(rows: Sequence[Row], fraction: float) -> tuple[list[Row], list[Row]]:
+    """The latest rows, about ``fraction`` of them, cut between two dates so that none is on both sides."""
+    ordered = sorted(rows, key=_date)
+    starts = [sum(1 for _ in same) for _, same in groupby(ordered, key=_date)]
+    cuts: list[int] = []
+    position = 0
+    for size in starts[:-1]:
+        position += size
+        cuts.append(position)
+    if not cuts:
+        return list(ordered), []
+    target = len(ordered) * (1 - fraction)
+    cut = min(cuts, key=lambda place: abs(place - target))
+    return list(ordered[:cut]), list(ordered[cut:])
+
+
+def _date(row: Row) -> datetime:
+    assert row.date is not None  # rows without a date were dropped
+    return row.date
 
 
 def _group_of(row: Row) -> str:
