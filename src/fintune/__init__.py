@@ -6,9 +6,11 @@ Everything public is here; the rest of the package may change between versions.
 # First of all: libraries read these settings once, when they are imported.
 from typing import TYPE_CHECKING, Any
 
+from fintune.schema.cuda_memory import settle_cuda_memory
 from fintune.schema.network import settle_network
 
 settle_network()
+settle_cuda_memory()
 
 from fintune import adapters  # noqa: E402
 from fintune.api import (  # noqa: E402
@@ -30,13 +32,17 @@ from fintune.schema.outcomes import PreviewSample, TaskInfo, TrainingOutcome  # 
 from fintune.schema.recipe import Recipe  # noqa: E402
 
 if TYPE_CHECKING:
+    from fintune.backtesting import backtest
+    from fintune.collecting import collect
     from fintune.curriculum import CurriculumTrainer
     from fintune.flare import FLAREEvaluator
     from fintune.judging import judge
 
 _ON_DEMAND = {
+    "backtest": "fintune.backtesting",
     "CurriculumTrainer": "fintune.curriculum",
     "FLAREEvaluator": "fintune.flare",
+    "collect": "fintune.collecting",
     "judge": "fintune.judging",
 }
 
@@ -49,7 +55,9 @@ __all__ = [
     "TaskInfo",
     "TrainingOutcome",
     "adapters",
+    "backtest",
     "check_data",
+    "collect",
     "compare",
     "doctor",
     "estimate",

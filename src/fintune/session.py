@@ -21,6 +21,7 @@ from fintune.evaluation.records import split_protocols
 from fintune.evaluation.resuming import CHUNK, ScoredFile, scored_records
 from fintune.evaluation.scoring import Scorer, generation_batch, scoring_budget
 from fintune.evaluation.suite import FIVE, RunData, load_run_data
+from fintune.evaluation.timing import AnswerTimer
 from fintune.inference.forward import EdgeModel, choose_backend, supported_packing
 from fintune.inference.progress import tracking
 from fintune.inference.vllm_engine import VllmModel, open_vllm, require_vllm
@@ -30,7 +31,7 @@ from fintune.schema.example import Example
 from fintune.schema.loading import load_recipe
 from fintune.schema.processes import this_process
 from fintune.schema.recipe import Packing, Recipe
-from fintune.schema.results import Comparison, DocumentRecord, EvaluationResults, TaskResult
+from fintune.schema.results import Comparison, DocumentRecord, EvaluationResults, TaskResult, TimeCost
 from fintune.schema.run_directory import RunDirectory
 from fintune.tasks.base import LoadedTask, Task
 from fintune.tasks.shots import with_shots
@@ -57,6 +58,7 @@ class Session:
     progress: bool
     shots_shown: dict[tuple[str, str], int] = field(default_factory=dict)
     vllm: tuple[Path | None, VllmModel] | None = None
+    time_costs: list[TimeCost] = field(default_factory=list)
 
     @classmethod
     def open(
@@ -126,7 +128,7 @@ class Session:
 
     def edge_model(self, model: Any) -> EdgeModel:
         """The model with tree attention and the precision it computes in."""
-        backend = choose_backend(self.recipe.model.attention, self.base.model.device)
+        backend = choose_backend(self.recipe.model.attention, self.base.model.device, self.base.model.config)
         return EdgeModel(model, backend, compute_dtype=self.base.dtype)
 
     def scorer(self, model: EdgeModel) -> Scorer:
@@ -155,7 +157,8 @@ class Session:
         with tracking(f"scoring {system}", sum(len(rows) for _, rows in asked), shown=self.progress) as tracker:
             for loaded, documents in asked:
                 task = loaded.task
-                shown = replace(scorer, shots=self._shots(system, task))
+                timer = AnswerTimer()
+                shown = replace(scorer, shots=self._shots(system, task), on_written=timer.wrote)
                 ask = partial(calibrated_records if system == CALIBRATED else Scorer.records, shown, task)
                 chunk = scorer.chunk(task, CHUNK)
                 protocols = split_protocols(task, scorer.decoding)
@@ -164,7 +167,7 @@ class Session:
                     known = self._fingerprint(system, tuned_by, loaded, shown.shots, documents, chunk)
                     file = ScoredFile(folder, system, task.name, known)
                 records += scored_records(
-                    partial(ask, system=system, on_batch=tracker.advance),
+                    timer.watched(partial(ask, system=system, on_batch=tracker.advance)),
                     task,
                     documents,
                     chunk=chunk,
@@ -172,6 +175,9 @@ class Session:
                     file=file,
                     on_restored=tracker.advance,
                 )
+                is_written = system != CALIBRATED and not protocols[0]
+                if timer.n:
+                    self.time_costs.append(timer.cost(system, task.name, is_written=is_written))
         shortened, unfit = _lost(records)
         if shortened or unfit:
             log.warning(
@@ -311,6 +317,7 @@ class Session:
             data=self.data.licences,
             counts=counts,
             elapsed_s=elapsed_s,
+            time_costs=tuple(self.time_costs),
         )
 
 

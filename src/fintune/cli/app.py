@@ -11,8 +11,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fintune.cli.adapter_commands import adapters_app
+from fintune.cli.backtesting import backtest
+from fintune.cli.collecting import collect
 from fintune.cli.comparing import compare
 from fintune.cli.data_commands import data_app
+from fintune.cli.demo import demo
 from fintune.cli.estimating import estimate
 from fintune.cli.evaluating import evaluate, show_results
 from fintune.cli.judging import judge
@@ -29,6 +32,7 @@ from fintune.cli.predicting import (
     read_lines,
     unmarked,
 )
+from fintune.cli.rationales import rationales
 from fintune.cli.task_commands import tasks_app
 
 app = typer.Typer(
@@ -43,9 +47,13 @@ app = typer.Typer(
 app.add_typer(adapters_app)
 app.add_typer(data_app)
 app.add_typer(tasks_app)
+app.command()(collect)
+app.command()(backtest)
 app.command()(compare)
+app.command()(demo)
 app.command()(estimate)
 app.command()(judge)
+app.command()(rationales)
 
 RequireLicence = Annotated[
     Literal["commercial"] | None, typer.Option(help="Refuse data whose terms do not allow this use.")

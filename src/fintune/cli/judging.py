@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,9 @@ def judge(
         str, typer.Option(help="Base URL of an OpenAI-compatible endpoint, such as http://localhost:8000/v1.")
     ],
     model: Annotated[str, typer.Option(help="What the endpoint calls the judge.")],
+    rubric: Annotated[
+        Literal["chat", "forecast"], typer.Option(help="What to prefer: a good assistant, or a well-founded forecast.")
+    ] = "chat",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many documents a task.")] = None,
 ) -> None:
     """Win rate of the tuned model over its base, judged in both orders by a model you name.
@@ -25,13 +28,15 @@ def judge(
     """
     from fintune.cli import tables
     from fintune.judging import judge as judge_answers
-    from fintune.schema.recipe import sanitize_name
+    from fintune.judging import judged_folder
 
     output: Output = context.obj
     with output.quiet_stdout():
-        results = judge_answers(run, endpoint=endpoint, model=model, limit=limit, progress=not output.json)
+        results = judge_answers(
+            run, endpoint=endpoint, model=model, rubric=rubric, limit=limit, progress=not output.json
+        )
     for task in tables.task_names(results):
         output.say("", tables.results_table(results, task))
     output.say("", *tables.comparison_sentences(results), *tables.notes(results))
-    output.say(f"results  {run / 'judged' / sanitize_name(model) / 'results.json'}")
+    output.say(f"results  {judged_folder(run, model, rubric) / 'results.json'}")
     output.emit(results)

@@ -18,6 +18,7 @@ from fintune.schema.results import Comparison, Estimate, EvaluationResults, Scor
 if TYPE_CHECKING:
     from fintune.reporting import tables as reporting
 
+_RULES = "'s rules"
 METRIC_TITLES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -113,11 +114,14 @@ def _scores_table(results: EvaluationResults, task: str) -> Table:
 
 
 def _rules_table(results: EvaluationResults, task: str) -> Table | None:
+    from fintune.reporting.wording import OUR_RULES, rules_name
+
     rows = _in_order([result for result in results.under("flare_strict") if result.task == task])
     if not rows:
         return None
-    table = _number_table("system", "our rules", "FLARE's rules", "missing", "missing (FLARE)")
-    table.title = f"\n{task}, {METRIC_TITLES.get(rows[0].primary, rows[0].primary)}: FLARE's rules beside ours"
+    theirs = rules_name("flare_strict", [task])
+    table = _number_table("system", OUR_RULES, theirs, "missing", f"missing ({theirs.removesuffix(_RULES)})")
+    table.title = f"\n{task}, {METRIC_TITLES.get(rows[0].primary, rows[0].primary)}: {theirs} beside ours"
     for row in rows:
         ours = results.find(task, row.system)
         table.add_row(
@@ -194,7 +198,11 @@ def comparison_sentence(comparison: Comparison) -> str:
         test = f"; sign-flip test over groups {_p_value(comparison.sign_flip_p)}"
     if comparison.holm_p is not None:
         test += f", over all tasks Holm's {_p_value(comparison.holm_p)}"
-    where = f"{comparison.task}, FLARE's rules" if comparison.protocol == "flare_strict" else comparison.task
+    from fintune.reporting.wording import rules_name
+
+    where = comparison.task
+    if comparison.protocol == "flare_strict":
+        where += f", {rules_name(comparison.protocol, [comparison.task])}"
     verdict = f"{comparison.system} {_verdict(comparison, difference)} {comparison.reference}"
     return f"{where}: {verdict} ({shown}, paired; {counts} of {comparison.n}{test})."
 

@@ -263,7 +263,7 @@ def load_predictor(
         section = ModelSection.model_validate({**section.model_dump(), "quantization": quantization})
     loaded = load_base(section, device=device, for_training=False)
     model: Any = load_adapter(loaded, adapter) if adapter else loaded.model
-    edge_model = EdgeModel(model, choose_backend(section.attention, device), loaded.dtype)
+    edge_model = EdgeModel(model, choose_backend(section.attention, device, model.config), loaded.dtype)
     packing, _ = supported_packing(loaded.model.config, packing)
     budget = scoring_budget(recipe.evaluation.tokens_per_batch if recipe else None, device)
     scorer = Scorer(edge_model, ChatFormat(loaded.tokenizer, max_length), budget, packing)

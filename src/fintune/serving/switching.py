@@ -81,7 +81,7 @@ def load_switchable(
         else:
             load_beside(loaded, model, folder, inner[name])
     switch = _Switch(model)
-    edge_model = EdgeModel(model, choose_backend(section.attention, device), loaded.dtype)
+    edge_model = EdgeModel(model, choose_backend(section.attention, device, model.config), loaded.dtype)
     make = partial(_predictor, loaded, section, edge_model, default_task)
     beside = {
         name: replace(make(recipes[name], folder), using=partial(switch.using, inner[name]))
