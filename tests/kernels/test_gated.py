@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tests.kernels import triton_cases as cases
 from transformers.activations import ACT2FN
 
 from fintune.kernels.gated import gated, gated_backward
+from fintune.kernels.triton_use import triton_is_installed
 
 TOKENS, FEATURES, RANK = 5, 6, 3
 OF_TRANSFORMERS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
@@ -51,6 +54,22 @@ def test_the_gradient_may_overwrite_its_input_and_spares_dp_when_nothing_else_is
     assert hidden is None and torch.equal(dp, before)
     result, _ = gated_backward(dp, gate_up, activation, out=gate_up)
     assert result is gate_up and torch.equal(result, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not triton_is_installed(), reason="Triton is not installed")
+@pytest.mark.parametrize(("capability", "rank"), [(86, 32), (90, 16)])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_tiles_fit_into_the_shared_memory_of_cards_for_games(dtype, capability, rank):
+    from tests.kernels.compiled import shared_bytes
+
+    from fintune.kernels import gated_columns_triton as columns
+
+    backward = columns.backward_tile({"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+    for kernel, tile in ((columns._forward_kernel, columns._FORWARD), (columns._backward_kernel, backward)):
+        shape = SimpleNamespace(warps=tile["num_warps"], stages=tile["num_stages"])
+        constants = {"FEATURES": 14336, "RANK": rank, "DOWN_RANK": rank, "GELU": False, "STAGES": shape.stages}
+        assert 0 < shared_bytes(kernel, constants | tile, shape, capability, dtype) <= 99 * 1024, kernel.__name__
 
 
 @pytest.mark.gpu

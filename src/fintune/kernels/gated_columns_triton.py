@@ -15,6 +15,8 @@ from fintune.kernels.triton_use import launch
 
 _FORWARD = {"BLOCK_T": 16, "BLOCK_F": 128, "STEPS": 8, "num_warps": 4, "num_stages": 3}
 _BACKWARD = {"BLOCK_T": 64, "BLOCK_F": 64, "STEPS": 8, "num_warps": 4, "num_stages": 2}
+# The tile above would ask for 144 KiB of shared memory in fp32 at rank 32; cards for games have 99.
+_BACKWARD_FP32 = _BACKWARD | {"BLOCK_T": 16, "STEPS": 32}
 
 
 def gated(gate_up: Tensor, activation: str, small: Tensor, b: Tensor) -> Tensor:
@@ -54,7 +56,8 @@ def gated_backward_sums(
     """(T, 2 F), and in fp32 (2 F, r) and (r, F)."""
     (tokens, features), rank, down_rank = dp.shape, small.shape[1] // 2, down_small.shape[1]
     out = torch.empty(gate_up.shape, dtype=gate_up.dtype, device=gate_up.device) if out is None else out
-    programs = _columns(tokens, features, _BACKWARD)
+    tile = backward_tile(dp.dtype)
+    programs = _columns(tokens, features, tile)
     sums = torch.empty(programs[1], 2 * rank + down_rank, features, dtype=torch.float32, device=dp.device)
     launch(
         _backward_kernel,
@@ -80,11 +83,16 @@ def gated_backward_sums(
         RANK=rank,
         DOWN_RANK=down_rank,
         GELU=activation == "gelu_tanh",
-        **_stages(_BACKWARD),
+        **_stages(tile),
     )
     total = sums.sum(0)
     d_b = total[: 2 * rank].view(2, rank, features).transpose(1, 2).reshape(2 * features, rank)
     return out, d_b, total[2 * rank :]
+
+
+def backward_tile(dtype: torch.dtype) -> dict[str, int]:
+    """The tile of ``gated_backward_sums``, and how many of them a program walks down."""
+    return _BACKWARD_FP32 if dtype == torch.float32 else _BACKWARD
 
 
 def _columns(tokens: int, features: int, tile: dict[str, int]) -> tuple[int, int]:
