@@ -21,7 +21,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -35,7 +34,7 @@ class Entry:
 
     Attributes:
         name: of the log and the JSON file.
-        run: the command, with ``{data}``, ``{tokenizer}``, ``{work}``, ``{out}`` (the folder) and ``{json}`` to fill in.
+        run: the command; ``{data}``, ``{tokenizer}``, ``{work}``, ``{out}`` and ``{json}`` are filled in.
         seconds: after which it is stopped.
         cards: how many it takes, none for work of the host alone.
         after: entries that must have ended well before.
@@ -48,6 +47,7 @@ class Entry:
     after: tuple[str, ...] = ()
 
     def command(self, places: dict[str, str]) -> list[str]:
+        """Words of the command, with places filled in."""
         own = {**places, "json": f"{places['out']}/{self.name}.json"}
         words = [word.format_map(own) for word in shlex.split(self.run)]
         return [sys.executable if words[0] == "python" else words[0], *words[1:]]
@@ -64,6 +64,7 @@ class Running:
 
     @property
     def elapsed_s(self) -> float:
+        """Since the start."""
         return time.monotonic() - self.started
 
     def stop(self) -> None:
@@ -90,9 +91,7 @@ def read_queue(path: Path) -> list[Entry]:
 
 def ended_well(ledger: Path) -> set[str]:
     """Names by the last line that each has in the ledger."""
-    rows: list[dict[str, Any]] = (
-        [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
-    )
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
     last = {row["name"]: row["returncode"] for row in rows}
     return {name for name, code in last.items() if code == 0}
 
@@ -125,7 +124,7 @@ def measure(entries: Sequence[Entry], cards: Sequence[str], places: dict[str, st
                 print(f"{time.strftime('%X')} end   {row}", flush=True)
                 good |= {one.entry.name} if row["returncode"] == 0 else set()
                 running.remove(one)
-                free += one.cards
+                free = [card for card in cards if card in free or card in one.cards]
             waiting = [entry for entry in waiting if not _hopeless(entry, good, waiting, running)]
             ready = next((entry for entry in waiting if set(entry.after) <= good), None)
             if ready is not None and ready.cards <= len(free):
