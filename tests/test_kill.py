@@ -6,11 +6,9 @@ FINTUNE_TEST_KILLS sets how many kills are made; the moments are drawn from a fi
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from fintune.models.tiny import write_tiny_model
+from tests.forks import forks
 from tests.training import kill_child
 
 KILLS = int(os.environ.get("FINTUNE_TEST_KILLS", "8"))
@@ -69,11 +68,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def children(tmp_path_factory):
     """Starts runs in forks of a server that has the libraries loaded."""
-    context = multiprocessing.get_context("forkserver")
-    root = str(Path(__file__).parents[1])
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    context.set_forkserver_preload(kill_child.PRELOADED)
+    context = forks()
     base = write_tiny_model(tmp_path_factory.mktemp("tiny") / "llama")
     cache = tmp_path_factory.mktemp("cache")
 

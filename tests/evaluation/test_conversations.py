@@ -241,7 +241,7 @@ def at_hand(name):
     return changes
 
 
-CHAT_RECIPES = [info.name for info in list_recipes() if "conversations:" in recipe_text(info.name)]
+CHAT_RECIPES = [info.name for info in list_recipes() if "format: messages" in recipe_text(info.name)]
 
 
 @pytest.mark.parametrize("name", CHAT_RECIPES)

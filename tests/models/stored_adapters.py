@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-PRELOADED = ["fintune.models.adapter_registry"]
 LAYER = "base_model.model.model.layers.{}.self_attn.{}_proj.lora_{}.weight"
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import pathlib
 import random
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.forks import forks
 from tests.models import stored_adapters as samples
 from tests.models.stored_adapters import write_adapter
 
@@ -233,12 +232,7 @@ def leftovers() -> list[str]:
 
 @pytest.fixture(scope="module")
 def context():
-    made = multiprocessing.get_context("forkserver")
-    root = str(Path(__file__).parents[2])
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    made.set_forkserver_preload(samples.PRELOADED)
-    return made
+    return forks()
 
 
 @pytest.mark.slow

@@ -7,8 +7,6 @@ import time
 from functools import wraps
 from pathlib import Path
 
-PRELOADED = ["tests.training.kill_preload"]
-
 
 def announced(name, function, say, number=lambda *_: None):
     @wraps(function)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import resource
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from fintune.schema.errors import RunError
 from fintune.schema.run_directory import write_text_atomically
 from fintune.training.checkpoints import is_intact, list_checkpoints
 from fintune.training.metrics_log import MetricsLog
+from tests.forks import forks
 from tests.runs import losses, run, weights
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -77,10 +76,7 @@ WRITERS = {"predictions": write_predictions, "metrics": append_metrics, "run": w
 
 
 def under_limit(place: Path, size: int, work: str) -> str:
-    context = multiprocessing.get_context("forkserver")
-    root = str(Path(__file__).parents[2])
-    if root not in sys.path:
-        sys.path.insert(0, root)
+    context = forks()
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=limited, args=(str(place), size, work, send))
     process.start()
