@@ -121,7 +121,9 @@ class Session:
         length = readable_length(self.base.model.config, wanted)
         if length < wanted:
             log.warning(
-                "The model learned %d positions, so samples end there and not at training.max_length=%d.", length, wanted
+                "The model learned %d positions, so samples end there and not at training.max_length=%d.",
+                length,
+                wanted,
             )
         return ChatFormat(self.base.tokenizer, length)
 

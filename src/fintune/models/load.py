@@ -102,9 +102,7 @@ def load_base(
     plan = plan_quantization(section, config)
     dtype = pick_dtype(section.dtype, device)
     tokenizer = load_tokenizer(files, section)
-    template = apply_chat_template_override(
-        tokenizer, section.chat_template, section.base, needed=needs_template
-    )
+    template = apply_chat_template_override(tokenizer, section.chat_template, section.base, needed=needs_template)
     model = _load_model(files, section, plan, dtype, device)
     settle_quantized_layers(model, plan, dtype, device)
     # transformers gives the pad token's embedding no gradient; where the pad token is the end-of-turn token, that token

@@ -57,8 +57,8 @@ class Predictor:
         identity: hashes of base and adapter, the same wherever they lie.
         using: makes the model answer with this adapter while it is entered.
         beside: further adapters on the same base, by the name ``adapter`` takes.
-        template: where the chat template comes from (``LoadFacts``): ``none`` where there is none, so that nothing can be
-            labelled; ``text`` where there is only ``plain`` and the model was trained on documents alone.
+        template: where the chat template comes from (``LoadFacts``): ``none`` where there is none, so that nothing can
+            be labelled; ``text`` where there is only ``plain`` and the model was trained on documents alone.
     """
 
     scorer: Scorer

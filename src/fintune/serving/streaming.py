@@ -1,6 +1,6 @@
 """An answer while it is being written: the text so far after each new token.
 
-Enters: a ``Predictor`` and a prompt as tokens. Leaves: growing text; greedily, the same as evaluation would have written.
+Enters: a ``Predictor`` and a prompt as tokens. Leaves: growing text; greedily, what evaluation would have written.
 """
 
 from __future__ import annotations
