@@ -54,20 +54,20 @@ class Sampling:
 
     def processors(self) -> Any:
         """The ``LogitsProcessorList`` that ``generate`` makes of the same settings, in its order."""
-        from transformers import generation
+        from transformers.generation import logits_process as rules
 
         made: list[Any] = []
         if self.repetition_penalty != 1:
-            made.append(generation.RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+            made.append(rules.RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
         if self.no_repeat_ngram_size:
-            made.append(generation.NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
+            made.append(rules.NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
         if self.temperature and self.temperature != 1:
-            made.append(generation.TemperatureLogitsWarper(float(self.temperature)))
+            made.append(rules.TemperatureLogitsWarper(float(self.temperature)))
         if self.temperature and self.top_k:
-            made.append(generation.TopKLogitsWarper(self.top_k))
+            made.append(rules.TopKLogitsWarper(self.top_k))
         if self.temperature and self.top_p < 1:
-            made.append(generation.TopPLogitsWarper(self.top_p))
-        return generation.LogitsProcessorList(made)
+            made.append(rules.TopPLogitsWarper(self.top_p))
+        return rules.LogitsProcessorList(made)
 
 
 class Chooser:

@@ -7,7 +7,8 @@ of JSON in the format ``messages``, which a recipe's ``conversations:`` reads to
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ class Conversation:
     turns: list[Message] = field(default_factory=list)
     forgotten: int = 0
 
-    def say(self, text: str) -> Iterator[Written]:
+    def say(self, text: str) -> Generator[Written, None, None]:
         """Streams the answer to ``text``; both join the turns once it ends, or as far as it came when reading stops.
 
         Raises:
@@ -53,8 +54,9 @@ class Conversation:
         self.forgotten = forgotten
         last: Written | None = None
         try:
-            for last in stream_written(self.predictor, asked, self.options):
-                yield last
+            with closing(stream_written(self.predictor, asked, self.options)) as steps:
+                for last in steps:
+                    yield last
         finally:
             if last is not None and (last.text or last.ended):
                 self.turns += [question, Message("assistant", last.text)]

@@ -9,7 +9,6 @@ import hashlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -147,7 +146,7 @@ def label_file(
     question: Question, source: Path, text: str, output: Path, *, progress: bool, **reading: str | None
 ) -> FileOutcome:
     """Labels a file part by part; see ``Predictor.predict_file``."""
-    done = fill_file(question, partial(open_stream, **reading), source, text, output, progress=progress)
+    done = fill_file(question, lambda file: open_stream(file, **reading), source, text, output, progress=progress)
     return FileOutcome(done.output, **done.counts, resumed_from=done.resumed_from, elapsed_s=done.elapsed_s)
 
 

@@ -5,7 +5,7 @@ Enters: a ``Predictor`` and a prompt as tokens. Leaves: growing text; greedily, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ def stream_tokens(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     use_cache: bool = True,
-) -> Iterator[list[int]]:
+) -> Generator[list[int], None, None]:
     """Yields the answer's tokens as far as they are written, one more each time; who stops reading stops the writing.
 
     Args:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -85,22 +86,24 @@ def fresh_seed() -> int:
     return secrets.randbits(32)
 
 
-def stream_written(predictor: Predictor, asked: Asked, options: WritingOptions) -> Iterator[Written]:
+def stream_written(predictor: Predictor, asked: Asked, options: WritingOptions) -> Generator[Written, None, None]:
     """Yields the answer after each token, and once more when it has ended; who stops reading stops the writing."""
     begun = time.perf_counter()
     found = Written("", 0, len(asked.tokens), asked.dropped, None, None, 0.0)
-    for tokens in stream_tokens(
+    written = stream_tokens(
         predictor,
         asked.tokens,
         max_new_tokens=options.max_new_tokens,
         sampling=options.sampling,
         use_cache=options.use_cache,
-    ):
-        elapsed = time.perf_counter() - begun
-        first = elapsed if found.time_to_first_token_s is None else found.time_to_first_token_s
-        text = predictor.scorer.chat.tokenizer.decode(tokens, skip_special_tokens=True)
-        found = replace(found, text=text, n_tokens=len(tokens), time_to_first_token_s=first, elapsed_s=elapsed)
-        yield found
+    )
+    with closing(written) as steps:
+        for tokens in steps:
+            elapsed = time.perf_counter() - begun
+            first = elapsed if found.time_to_first_token_s is None else found.time_to_first_token_s
+            text = predictor.scorer.chat.tokenizer.decode(tokens, skip_special_tokens=True)
+            found = replace(found, text=text, n_tokens=len(tokens), time_to_first_token_s=first, elapsed_s=elapsed)
+            yield found
     yield replace(found, ended=_end(found.n_tokens, options))
 
 
