@@ -32,6 +32,7 @@ from fintune.schema.outcomes import PreviewSample, TaskInfo, TrainingOutcome  # 
 from fintune.schema.recipe import Recipe  # noqa: E402
 
 if TYPE_CHECKING:
+    from fintune.answering import answer
     from fintune.backtesting import backtest
     from fintune.collecting import collect
     from fintune.curriculum import CurriculumTrainer
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from fintune.judging import judge
 
 _ON_DEMAND = {
+    "answer": "fintune.answering",
     "backtest": "fintune.backtesting",
     "CurriculumTrainer": "fintune.curriculum",
     "FLAREEvaluator": "fintune.flare",
@@ -55,6 +57,7 @@ __all__ = [
     "TaskInfo",
     "TrainingOutcome",
     "adapters",
+    "answer",
     "backtest",
     "check_data",
     "collect",

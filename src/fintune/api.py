@@ -261,7 +261,7 @@ def load(
     device: str | None = None,
     quantization: str | None = None,
 ) -> Predictor:
-    """Loads a trained run, an adapter or a base model, ready to ``predict``.
+    """Loads a trained run, an adapter or a base model, ready to ``predict`` and ``write``.
 
     Args:
         path: run directory, adapter folder, named adapter, or anything ``model.base`` takes.
@@ -281,7 +281,7 @@ def load(
     if adapters:
         named = dict(adapters) if isinstance(adapters, Mapping) else {str(name): name for name in adapters}
         return load_switchable(path, named, device=where, quantization=quantization)
-    return load_predictor(path, device=where, quantization=quantization)
+    return load_predictor(path, device=where, quantization=quantization, needs_template=False)
 
 
 def report(run_dir: str | Path) -> Path:

@@ -27,6 +27,7 @@ from fintune.inference.progress import tracking
 from fintune.inference.vllm_engine import VllmModel, open_vllm, require_vllm
 from fintune.models.load import LoadedBase, load_base
 from fintune.models.locate import locate_base
+from fintune.models.window import readable_length
 from fintune.schema.example import Example
 from fintune.schema.loading import load_recipe
 from fintune.schema.processes import this_process
@@ -116,7 +117,15 @@ class Session:
     @cached_property
     def chat(self) -> ChatFormat:
         """Template and length limit."""
-        return ChatFormat(self.base.tokenizer, self.recipe.training.max_length)
+        wanted = self.recipe.training.max_length
+        length = readable_length(self.base.model.config, wanted)
+        if length < wanted:
+            log.warning(
+                "The model learned %d positions, so samples end there and not at training.max_length=%d.",
+                length,
+                wanted,
+            )
+        return ChatFormat(self.base.tokenizer, length)
 
     @cached_property
     def packing(self) -> Packing:

@@ -157,6 +157,13 @@ def test_a_predicate_stops_answers_and_keeps_the_token_that_made_it_hold(mistral
 
 
 @pytest.mark.parametrize("packing", ["tree", "none"])
+def test_a_predicate_hears_every_token_the_last_one_too(mistral, packing):
+    heard = []
+    answer = written(mistral, ragged_prompts(3)[:1], stop=lambda found: heard.append(list(found)), packing=packing)[0]
+    assert heard == [answer[: n + 1] for n in range(len(answer))]
+
+
+@pytest.mark.parametrize("packing", ["tree", "none"])
 def test_finished_answers_are_counted_as_they_finish(mistral, packing):
     finished = []
     prompts = ragged_prompts(20)

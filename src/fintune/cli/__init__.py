@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from fintune.cli.logs import shown_messages
-from fintune.cli.output import Output
+from fintune.cli.output import Output, Terminated
 from fintune.schema.network import offline_mode
 from fintune.schema.processes import Processes, this_process
 
@@ -69,7 +69,7 @@ def _terminable() -> Iterator[None]:
 
 def _stop(number: int, frame: Any) -> None:
     signal.signal(number, signal.SIG_DFL)
-    raise KeyboardInterrupt
+    raise Terminated
 
 
 def _split_flags(arguments: Sequence[str]) -> tuple[list[str], set[str]]:

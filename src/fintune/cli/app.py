@@ -12,12 +12,14 @@ import typer
 
 from fintune.cli.adapter_commands import adapters_app
 from fintune.cli.backtesting import backtest
+from fintune.cli.chatting import chat
 from fintune.cli.collecting import collect
 from fintune.cli.comparing import compare
 from fintune.cli.data_commands import data_app
 from fintune.cli.demo import demo
 from fintune.cli.estimating import estimate
 from fintune.cli.evaluating import evaluate, show_results
+from fintune.cli.generating import generate
 from fintune.cli.judging import judge
 from fintune.cli.launching import Gpus, ProcessCount, share_out
 from fintune.cli.options import OutputDir, Overrides, Quiet, RecipeArgument, Resume
@@ -49,9 +51,11 @@ app.add_typer(data_app)
 app.add_typer(tasks_app)
 app.command()(collect)
 app.command()(backtest)
+app.command()(chat)
 app.command()(compare)
 app.command()(demo)
 app.command()(estimate)
+app.command()(generate)
 app.command()(judge)
 app.command()(rationales)
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+class Terminated(KeyboardInterrupt):
+    """Someone ends the command from outside; where Ctrl-C only stops an answer, this still ends everything."""
+
+
 class Output:
     """One command's output.
 

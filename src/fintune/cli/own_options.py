@@ -5,13 +5,13 @@ Enters: a command with a parameter ``table: TableOptions``. Leaves: the same com
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import wraps
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import typer
+
+from fintune.cli.options import spread
 
 _PANEL = "Your own data"
 
@@ -67,25 +67,7 @@ class TableOptions:
 
 def takes_table(command: Callable[..., None]) -> Callable[..., None]:
     """Replaces the parameter ``table`` of a command by one option for each field of ``TableOptions``."""
-    signature = inspect.signature(command)
-    own = get_type_hints(command, include_extras=True)
-    options = get_type_hints(TableOptions, include_extras=True)
-
-    @wraps(command)
-    def with_options(**given: Any) -> None:
-        table = TableOptions(**{name: given.pop(name) for name in options})
-        command(**given, table=table)
-
-    parameters = [
-        parameter.replace(annotation=own[name]) for name, parameter in signature.parameters.items() if name != "table"
-    ]
-    parameters += [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=options[field.name])
-        for field in fields(TableOptions)
-    ]
-    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    with_options.__annotations__ = {p.name: p.annotation for p in parameters}
-    return with_options
+    return spread(command, "table", TableOptions)
 
 
 def _words(text: str | None) -> list[str] | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fintune.inference.choosing import Chooser
 from fintune.inference.drafts import Draft, Stopping
 from fintune.inference.forward import EdgeModel
 from fintune.inference.slots import ATTENTION_NAME, Reading, SlotCache, Writing
@@ -25,12 +26,13 @@ REFILL = 8  # prompts are read when this share of the slots is free, so that sev
 
 
 class SlotWriter:
-    """Writes drafts greedily in a fixed number of slots; slot i belongs to ``active[i]``.
+    """Writes drafts in a fixed number of slots; slot i belongs to ``active[i]``.
 
     Args:
         model: the model that writes.
         drafts: unfinished drafts.
         stopping: when an answer ends.
+        chooser: chooses the next tokens.
         slots: drafts written at once.
         tokens_per_batch: tree tokens read at once.
         packing: tree shares the prompts' prefixes, sequence reads each prompt whole.
@@ -42,6 +44,7 @@ class SlotWriter:
         model: EdgeModel,
         drafts: Sequence[Draft],
         stopping: Stopping,
+        chooser: Chooser,
         *,
         slots: int,
         tokens_per_batch: int,
@@ -49,6 +52,7 @@ class SlotWriter:
         on_done: Callable[[int], None],
     ) -> None:
         self.model, self.stopping, self.packing, self.on_done = model, stopping, packing, on_done
+        self.chooser = chooser
         self.slots = min(slots, len(drafts))
         self.tokens_per_batch = tokens_per_batch
         self.waiting = sorted(drafts, key=len, reverse=True)  # neighbours in length waste the fewest columns
@@ -115,8 +119,7 @@ class SlotWriter:
         return logits
 
     def _take(self, drafts: Sequence[Draft], logits: Tensor) -> None:
-        best: list[int] = logits.argmax(-1).tolist()  # the one wait for the device in a step
-        for draft, token in zip(drafts, best, strict=True):
+        for draft, token in zip(drafts, self.chooser.choose(drafts, logits), strict=True):
             self.stopping.take(draft, token)
         finished = sum(draft.done for draft in drafts)
         if finished:

@@ -86,7 +86,8 @@ class Stopping:
             draft.done = True
             return
         draft.answer.append(token)
-        draft.done = len(draft.answer) >= draft.limit or self._holds(draft.answer)
+        holds = self._holds(draft.answer)  # asked about the last token too: who listens must hear all of them
+        draft.done = holds or len(draft.answer) >= draft.limit
 
     def _holds(self, answer: list[int]) -> bool:
         return self.predicate is not None and self.predicate(answer)

@@ -27,6 +27,7 @@ from fintune.kernels.triton_use import triton_is_installed
 from fintune.models.fast_layers import FastLayers, Memory, fast_layers
 from fintune.models.fast_layers import say_plain as say_plain_layers
 from fintune.models.load import is_ampere_or_newer
+from fintune.models.window import learned_positions
 from fintune.schema.errors import InternalError, ModelError
 from fintune.schema.recipe import Packing
 from fintune.trees.packing import Batch, PaddedBatch
@@ -162,6 +163,7 @@ class EdgeModel:
             columns, edge_column = torch.unique(batch.edge_column, return_inverse=True)
             inputs = {"input_ids": batch.tokens, "attention_mask": batch.attention_mask, "logits_to_keep": columns}
             return inputs, batch.edge_row * len(columns) + edge_column
+        self._require_positions(batch.depth)
         self.set_attention(ATTENTION_NAME)
         return {
             "input_ids": batch.tokens[None],
@@ -169,6 +171,17 @@ class EdgeModel:
             "logits_to_keep": batch.parents,
             "tree": TreeContext(batch.subtree_end, batch.depth, self.backend, batch.equal_rows),
         }, batch.edge_parent
+
+    def _require_positions(self, depth: Tensor) -> None:
+        """Refuses positions that were never learned; on a GPU, where to look is to wait, the lookup itself fails."""
+        most = learned_positions(self.model.config)
+        if most is None or len(depth) <= most or depth.device.type == "cuda":
+            return
+        if (longest := int(depth.max()) + 1) > most:
+            raise ModelError(
+                f"The batch holds a text of {longest:,} tokens, but the model learned {most:,} positions.",
+                f"Set training.max_length={most}.",
+            )
 
     def loss_sum(self, batch: Batch, model: nn.Module | None = None) -> Tensor:
         """Weighted sum of the edges' cross-entropy; the caller divides by the step's total weight."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fintune.inference.choosing import Chooser
 from fintune.inference.drafts import Draft, Stopping
 from fintune.inference.forward import EdgeModel
 
@@ -24,10 +25,12 @@ def write_plain(
     model: EdgeModel,
     drafts: Sequence[Draft],
     stopping: Stopping,
+    chooser: Chooser,
     *,
     rows: int,
     tokens_per_batch: int,
     on_done: Callable[[int], None],
+    use_cache: bool = True,
 ) -> None:
     """Finishes the drafts, ``rows`` of one length at a time and fewer where ``tokens_per_batch`` would be passed."""
     model.use_plain_attention()
@@ -38,7 +41,9 @@ def write_plain(
                 input_ids=tokens,
                 attention_mask=torch.ones_like(tokens),
                 stopping_criteria=[_TakeTokens(group, stopping, on_done)],
+                logits_processor=_choosing(group, chooser),
                 max_new_tokens=max(draft.limit - len(draft.answer) for draft in group),
+                use_cache=use_cache,
                 # A model folder may ship other defaults.
                 **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0},
                 eos_token_id=sorted(stopping.stop_ids) or [NO_TOKEN],
@@ -52,6 +57,19 @@ def _equal_lengths(drafts: Sequence[Draft], rows: int, tokens_per_batch: int) ->
         size = max(1, min(rows, tokens_per_batch // length))
         for start in range(0, len(group), size):
             yield group[start : start + size]
+
+
+def _choosing(drafts: Sequence[Draft], chooser: Chooser) -> list[Any]:
+    """Leaves ``generate``, which takes the likeliest, nothing but the tokens that the chooser has drawn."""
+
+    def only_chosen(input_ids: Tensor, scores: Tensor) -> Tensor:
+        open_rows = [row for row, draft in enumerate(drafts) if not draft.done]
+        chosen = scores.argmax(-1)
+        drawn = chooser.choose([drafts[row] for row in open_rows], scores[open_rows])
+        chosen[open_rows] = torch.tensor(drawn, device=scores.device)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+
+    return [] if chooser.sampling is None else [only_chosen]
 
 
 class _TakeTokens:

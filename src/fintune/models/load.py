@@ -39,7 +39,7 @@ class LoadFacts:
         needs_loss_scaling: computing in fp16, whose small gradients vanish unless the loss is scaled up.
         prequantized: the checkpoint carried its own quantisation.
         double_quant: the NF4 scales are quantised too.
-        chat_template: ``own``, ``plain``, ``chatml`` or ``jinja``.
+        chat_template: ``own``, ``plain``, ``chatml`` or ``jinja``; ``none`` for a model of plain text.
         attention: attention implementation the model was built with.
         weight_bytes: memory of all parameters and buffers as loaded.
         parameters: number of weights, four-bit ones counted singly.
@@ -80,13 +80,16 @@ def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if is_ampere_or_newer(device) else torch.float16
 
 
-def load_base(section: ModelSection, *, device: torch.device, for_training: bool) -> LoadedBase:
+def load_base(
+    section: ModelSection, *, device: torch.device, for_training: bool, needs_template: bool = True
+) -> LoadedBase:
     """Loads the base model of a recipe with its tokenizer.
 
     Args:
         section: the recipe's model section.
         device: where the model goes.
         for_training: switches the key-value cache off; the model is returned in evaluation mode either way.
+        needs_template: whether a tokenizer without a chat template is an error.
 
     Raises:
         ModelError: the model cannot be found, read, or held as asked.
@@ -99,7 +102,7 @@ def load_base(section: ModelSection, *, device: torch.device, for_training: bool
     plan = plan_quantization(section, config)
     dtype = pick_dtype(section.dtype, device)
     tokenizer = load_tokenizer(files, section)
-    template = apply_chat_template_override(tokenizer, section.chat_template, section.base)
+    template = apply_chat_template_override(tokenizer, section.chat_template, section.base, needed=needs_template)
     model = _load_model(files, section, plan, dtype, device)
     settle_quantized_layers(model, plan, dtype, device)
     # transformers gives the pad token's embedding no gradient; where the pad token is the end-of-turn token, that token

@@ -25,18 +25,24 @@ CHATML = (
 _CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
-def apply_chat_template_override(tokenizer: PreTrainedTokenizerBase, override: str | None, source: str) -> str:
+def apply_chat_template_override(
+    tokenizer: PreTrainedTokenizerBase, override: str | None, source: str, *, needed: bool = True
+) -> str:
     """Sets the tokenizer's chat template as the recipe asks and returns where it came from.
 
     Args:
         tokenizer: changed in place; only its ``chat_template``.
         override: ``plain``, ``chatml``, Jinja text, or None to keep the tokenizer's own.
         source: name of the base model, for messages.
+        needed: False gives a tokenizer without a template ``plain`` in place of an error.
 
     Returns:
-        ``own``, ``plain``, ``chatml`` or ``jinja``.
+        ``own``, ``plain``, ``chatml`` or ``jinja``; ``none`` where there is no template and none is needed.
     """
     if override is None:
+        if not tokenizer.chat_template and not needed:
+            tokenizer.chat_template = _bos(tokenizer) + PLAIN
+            return "none"
         if not tokenizer.chat_template:
             raise ModelError(
                 f"The base model {source} has no chat template.", f"Set model.chat_template: {_usable(tokenizer)}."

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from fintune.sources import is_blank
 
@@ -97,6 +97,8 @@ class Question:
     labeller: Labeller
     task: str | None = None
     threshold: float | None = None
+    verb: ClassVar[str] = "labelling"
+    first_rows: ClassVar[int] = 64
 
     def columns(self, taken: Collection[str]) -> AnswerColumns:
         """Names for the answers that are not taken: bare ones, else with the first prefix that keeps all apart."""
@@ -125,6 +127,22 @@ class Question:
             flags = [] if self.threshold is None else [answer.abstained]
             note = SHORTENED if answer.shortened else None
             yield [answer.label, answer.confidence, *answer.probabilities.values(), *flags, note]
+
+    def job(self) -> dict[str, str | float | None]:
+        """What must be the same for unfinished work to be gone on with."""
+        return {**self.labeller.fingerprint(self.task), "threshold": self.threshold}
+
+    def counts(self, rows: Iterator[dict[str, Any]], columns: AnswerColumns) -> dict[str, Any]:
+        """How often each label was given, and what has none or an unsure one."""
+        labels: dict[str, int] = {}
+        n_rows = abstained = 0
+        for row in rows:
+            n_rows += 1
+            abstained += bool(columns.abstained and row[columns.abstained])
+            if (label := row[columns.label]) is not None:
+                labels[label] = labels.get(label, 0) + 1
+        counted = {"rows": n_rows, "labels": dict(sorted(labels.items())), "abstained": abstained}
+        return {**counted, "unlabelled": n_rows - sum(labels.values())}
 
 
 def as_text(value: Any) -> str | None:

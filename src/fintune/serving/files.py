@@ -1,21 +1,21 @@
 """Labels for the rows of a frame or a file: the rows as they are, with the model's answer in further columns.
 
-Enters: a question and rows. Leaves: the same rows in the same order, each once, none left out.
+Enters: what is asked of each row, and rows. Leaves: the same rows in the same order, each once, none left out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fintune.inference.progress import Tracker, tracking
 from fintune.schema.errors import DataError
-from fintune.serving.answers import AnswerColumns, Question, as_text
+from fintune.serving.answers import Question, as_text
 from fintune.serving.formats import make_layout
 from fintune.serving.parts import PartStore, check_output
 from fintune.sources import TableStream, missing_column, open_stream, table_from_frame
@@ -31,6 +31,59 @@ MOST_ROWS_A_PART = 16 * MOST_ROWS
 SECONDS_A_BATCH = 4.0
 SECONDS_A_PART = 16.0
 _OPEN_SUFFIXES = (".json", ".jsonl")  # formats in which each row names its columns itself
+
+
+class Columns(Protocol):
+    """Names of the columns that are added to a table."""
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The name of each column in order, with the name of its pyarrow type."""
+
+    @property
+    def others(self) -> str:
+        """The column that holds columns that only some rows have."""
+
+
+class Task(Protocol):
+    """What is asked of each row of a file."""
+
+    @property
+    def verb(self) -> str:
+        """What is done, for the progress bar."""
+
+    @property
+    def first_rows(self) -> int:
+        """Rows of the first batch, whose speed nobody knows yet."""
+
+    def columns(self, taken: Collection[str]) -> Columns:
+        """Columns for the answers, under names that are not taken."""
+
+    def values(self, texts: Sequence[str | None]) -> Iterator[list[Any]]:
+        """The values of the added columns for each text, in order."""
+
+    def job(self) -> dict[str, str | float | None]:
+        """What must be the same for unfinished work to be gone on with."""
+
+    def counts(self, rows: Iterator[dict[str, Any]], columns: Any) -> dict[str, Any]:
+        """What the answers were; ``rows`` among it is their number."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What filling a file did.
+
+    Attributes:
+        output: the file with the answers.
+        counts: what the task counts over all rows; its ``rows`` is their number.
+        resumed_from: rows that an earlier start had filled.
+        elapsed_s: seconds this start took.
+    """
+
+    output: Path
+    counts: dict[str, Any]
+    resumed_from: int
+    elapsed_s: float
 
 
 @dataclass(frozen=True)
@@ -62,7 +115,7 @@ class _Table:
 
     stream: TableStream
     text: str
-    answers: AnswerColumns
+    answers: Columns
     keeps_strangers: bool
 
     def labelled(self, row: Mapping[str, Any], values: Sequence[Any]) -> dict[str, Any]:
@@ -93,43 +146,61 @@ def label_file(
     question: Question, source: Path, text: str, output: Path, *, progress: bool, **reading: str | None
 ) -> FileOutcome:
     """Labels a file part by part; see ``Predictor.predict_file``."""
+    done = fill_file(question, lambda file: open_stream(file, **reading), source, text, output, progress=progress)
+    return FileOutcome(done.output, **done.counts, resumed_from=done.resumed_from, elapsed_s=done.elapsed_s)
+
+
+def fill_file(
+    task: Task, open_rows: Callable[[Path], TableStream], source: Path, text: str, output: Path, *, progress: bool
+) -> Filled:
+    """Asks the task about every row of a file, part by part; a start after a stop goes on after the last part.
+
+    Args:
+        task: what is asked.
+        open_rows: opens the file.
+        source: the file.
+        text: its column with the text.
+        output: .csv, .jsonl or .parquet file that is written.
+        progress: show progress on standard error.
+
+    Raises:
+        DataError: the file cannot be read, lacks the column, or ``output`` exists already.
+    """
     started = time.perf_counter()
     source, output = source.expanduser(), output.expanduser()
     check_output(output)
     if source.is_dir():
         raise DataError(f"{source} is a folder.", "Name one data file in it.")
-    stream = open_stream(source, **reading)
+    stream = open_rows(source)
     if text not in stream.columns:
         raise missing_column(str(source), text, stream.columns)
     is_open = _format_of(source) in _OPEN_SUFFIXES
     keeps_strangers = output.suffix.lower() == ".jsonl"
-    answers = question.columns(stream.columns)
+    answers = task.columns(stream.columns)
     others = {answers.others: "string"} if is_open and not keeps_strangers else {}
     layout = make_layout(stream.columns, stream.schema, {**answers.types, **others})
-    store = PartStore(output, layout, _job(question, source, text))
+    store = PartStore(output, layout, _job(task, source, text))
     if counts := store.finished():
-        return FileOutcome(output, **counts, resumed_from=counts["rows"], elapsed_s=time.perf_counter() - started)
+        return Filled(output, counts, counts["rows"], time.perf_counter() - started)
     table = _Table(stream, text, answers, keeps_strangers)
     with store.claimed() as done:
-        with tracking(f"labelling {source.name}", stream.n_rows, shown=progress, done=done) as tracker:
-            for start, rows in _parts(question, table, done, tracker):
+        with tracking(f"{task.verb} {source.name}", stream.n_rows, shown=progress, done=done) as tracker:
+            for start, rows in _parts(task, table, done, tracker):
                 store.write(start, rows)
-        counted = _counts(store.rows(), answers)
+        counted = task.counts(store.rows(), answers)
         store.finish(counted)
-    return FileOutcome(output, **counted, resumed_from=done, elapsed_s=time.perf_counter() - started)
+    return Filled(output, counted, done, time.perf_counter() - started)
 
 
-def _parts(
-    question: Question, table: _Table, done: int, tracker: Tracker
-) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Labelled rows from row ``done`` on, in parts that are written as they come."""
+def _parts(task: Task, table: _Table, done: int, tracker: Tracker) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Filled rows from row ``done`` on, in parts that are written as they come."""
     part: list[dict[str, Any]] = []
     begun = time.perf_counter()
     given = table.stream.rows_from(done)
-    size = FIRST_ROWS
+    size = min(FIRST_ROWS, task.first_rows)
     while rows := list(islice(given, size)):
         batch_begun = time.perf_counter()
-        values = question.values([as_text(row.get(table.text)) for row in rows])
+        values = task.values([as_text(row.get(table.text)) for row in rows])
         part += [table.labelled(row, found) for row, found in zip(rows, values, strict=True)]
         tracker.advance(len(rows))
         now = time.perf_counter()
@@ -152,21 +223,8 @@ def _format_of(source: Path) -> str:
     return next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
 
 
-def _job(question: Question, source: Path, text: str) -> dict[str, str | float | None]:
+def _job(task: Task, source: Path, text: str) -> dict[str, str | float | None]:
     """What must be the same for unfinished work to be gone on with."""
     with source.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    asked = question.labeller.fingerprint(question.task)
-    return {"input": digest, "text column": text, **asked, "threshold": question.threshold}
-
-
-def _counts(rows: Iterator[dict[str, Any]], answers: AnswerColumns) -> dict[str, Any]:
-    labels: dict[str, int] = {}
-    n_rows = abstained = 0
-    for row in rows:
-        n_rows += 1
-        abstained += bool(answers.abstained and row[answers.abstained])
-        if (label := row[answers.label]) is not None:
-            labels[label] = labels.get(label, 0) + 1
-    unlabelled = n_rows - sum(labels.values())
-    return {"rows": n_rows, "labels": dict(sorted(labels.items())), "abstained": abstained, "unlabelled": unlabelled}
+    return {"input": digest, "text column": text, **task.job()}

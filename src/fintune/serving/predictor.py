@@ -1,8 +1,9 @@
-"""``Predictor``: a trained run that labels bare texts, frames and files under the prompt it was trained with."""
+"""``Predictor``: a trained run that labels bare texts, frames and files under its own prompt, and answers in words."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -20,13 +21,16 @@ from fintune.inference.likelihood import softmax
 from fintune.metrics.abstention import Abstention
 from fintune.models.adapter_files import load_adapter, read_adapter_info
 from fintune.models.load import load_base
+from fintune.models.window import readable_length
 from fintune.schema.adapter_records import adapter_place
-from fintune.schema.errors import AdapterError, DataError, RunError
+from fintune.schema.errors import AdapterError, DataError, ModelError, RunError
+from fintune.schema.example import Message
 from fintune.schema.loading import load_recipe
 from fintune.schema.recipe import ModelSection, Recipe, TaskSection
 from fintune.schema.run_directory import RunDirectory
 from fintune.serving.answers import Prediction, Question
 from fintune.serving.files import FileOutcome, label_file, label_frame
+from fintune.serving.writing import WritingOptions, write_together
 from fintune.sources.text import without_lone_surrogates
 from fintune.tasks.classification import ClassificationTask
 from fintune.tasks.registry import get_task, task_of
@@ -37,7 +41,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OnBatch", "Prediction", "Predictor", "load_predictor"]
 
+log = logging.getLogger(__name__)
 OnBatch = Callable[[int], None]
+DROPPED = "The prompt is too long: its oldest %d tokens were left out, and the newest are read, %d with the template."
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Predictor:
         identity: hashes of base and adapter, the same wherever they lie.
         using: makes the model answer with this adapter while it is entered.
         beside: further adapters on the same base, by the name ``adapter`` takes.
+        template: where the chat template comes from (``LoadFacts``): ``none`` where there is none, so that nothing can
+            be labelled; ``text`` where there is only ``plain`` and the model was trained on documents alone.
     """
 
     scorer: Scorer
@@ -59,6 +67,7 @@ class Predictor:
     identity: str = ""
     using: Callable[[], AbstractContextManager[Any]] = nullcontext
     beside: Mapping[str, Predictor] = field(default_factory=dict)
+    template: str = "own"
 
     def on(self, adapter: str | None) -> Predictor:
         """The predictor of another adapter on the same base; this one when None.
@@ -109,6 +118,26 @@ class Predictor:
                 f"Text {found.index(None)} does not fit the model with its prompt.", "Raise training.max_length."
             )
         return [prediction for prediction in found if prediction is not None]
+
+    def write(self, prompt: str, options: WritingOptions | None = None, *, adapter: str | None = None) -> str:
+        """Answers a prompt in free words; ``fintune.answer`` is this with its options by name.
+
+        Args:
+            prompt: the user's words; for a model without a chat template, the text to go on with.
+            options: lengths and sampling.
+            adapter: as in ``predict``.
+
+        Raises:
+            DataError: the prompt is empty, or an option is out of range.
+            ModelError: the answer does not fit the model beside a prompt.
+        """
+        if adapter is not None:
+            return self.on(adapter).write(prompt, options)
+        options = options or WritingOptions()
+        asked = options.ask(self, [Message("user", prompt)])
+        if asked.dropped:
+            log.warning(DROPPED, asked.dropped, len(asked.tokens))
+        return write_together(self, [asked], options)[0].text
 
     def predict_frame(
         self,
@@ -183,6 +212,11 @@ class Predictor:
         on_batch: OnBatch | None = None,
     ) -> list[Prediction | None]:
         """Labels texts that are not empty; None for those that do not fit the model."""
+        if self.template == "none":
+            raise ModelError(
+                "This model's tokenizer has no chat template to ask for labels with.",
+                "Train it on the task with model.chat_template=plain, or let it write with `fintune generate`.",
+            )
         section = self.section(task)
         asked = self._task(section)
         examples = [
@@ -236,7 +270,12 @@ class Predictor:
 
 
 def load_predictor(
-    path: str | Path, *, device: torch.device, quantization: str | None = None, default_task: str = "tfns"
+    path: str | Path,
+    *,
+    device: torch.device,
+    quantization: str | None = None,
+    default_task: str = "tfns",
+    needs_template: bool = True,
 ) -> Predictor:
     """Loads a run directory, an adapter folder (alone or inside its run), a named adapter, or a base model.
 
@@ -245,6 +284,8 @@ def load_predictor(
         device: where the model goes.
         quantization: none, nf4, int8 or fp8; the recipe's own when None.
         default_task: task whose prompt a bare base model or a foreign adapter is asked with.
+        needs_template: whether a tokenizer without a chat template is an error; without one, texts can be written but
+            not labelled.
     """
     folder = adapter_place(path)
     run = RunDirectory(folder)
@@ -261,14 +302,22 @@ def load_predictor(
         max_length, packing = 2048, "tree"
     if quantization is not None:
         section = ModelSection.model_validate({**section.model_dump(), "quantization": quantization})
-    loaded = load_base(section, device=device, for_training=False)
+    loaded = load_base(section, device=device, for_training=False, needs_template=needs_template)
     model: Any = load_adapter(loaded, adapter) if adapter else loaded.model
     edge_model = EdgeModel(model, choose_backend(section.attention, device, model.config), loaded.dtype)
     packing, _ = supported_packing(loaded.model.config, packing)
     budget = scoring_budget(recipe.evaluation.tokens_per_batch if recipe else None, device)
-    scorer = Scorer(edge_model, ChatFormat(loaded.tokenizer, max_length), budget, packing)
+    chat = ChatFormat(loaded.tokenizer, readable_length(loaded.model.config, max_length))
+    scorer = Scorer(edge_model, chat, budget, packing)
     identity = f"{loaded.files.content_hash}/{info.content_hash if info else 'base'}/{loaded.quantization}"
-    return Predictor(scorer, tasks, adapter, identity)
+    return Predictor(scorer, tasks, adapter, identity, template=template_of(recipe, loaded.facts.chat_template))
+
+
+def template_of(recipe: Recipe | None, found: str) -> str:
+    """``Predictor.template`` of a model trained by ``recipe``, with the template found where it was loaded."""
+    sources = [section.conversations for section in recipe.data.tasks] if recipe is not None else []
+    of_text = bool(sources) and all(source is not None and source.format == "text" for source in sources)
+    return "text" if of_text and found == "plain" else found
 
 
 def recipe_of(folder: Path) -> Recipe | None:

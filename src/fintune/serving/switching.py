@@ -20,11 +20,12 @@ from fintune.inference.forward import EdgeModel, choose_backend, supported_packi
 from fintune.models.adapter_files import load_adapter, load_beside, read_adapter_info
 from fintune.models.load import LoadedBase, load_base, load_tokenizer
 from fintune.models.templates import apply_chat_template_override
+from fintune.models.window import readable_length
 from fintune.schema.adapter_records import require_place
 from fintune.schema.errors import AdapterError
 from fintune.schema.recipe import ModelSection, Packing, Recipe, TaskSection
 from fintune.schema.run_directory import RunDirectory
-from fintune.serving.predictor import Predictor, recipe_of
+from fintune.serving.predictor import Predictor, recipe_of, template_of
 from fintune.trees.chat import ChatFormat
 
 _HELD = ("quantization", "double_quant", "dtype")
@@ -131,15 +132,16 @@ def _predictor(
     adapter: Path | None,
 ) -> Predictor:
     tasks: tuple[TaskSection, ...] = (TaskSection(name=default_task),)
-    max_length, tokenizer, budget = 2048, loaded.tokenizer, None
+    max_length, tokenizer, budget, template = 2048, loaded.tokenizer, None, loaded.facts.chat_template
     wanted: Packing = "tree"
     if recipe is not None:
         tasks, max_length, wanted = recipe.data.tasks, recipe.training.max_length, recipe.training.packing
         budget = recipe.evaluation.tokens_per_batch
         tokenizer = load_tokenizer(loaded.files, section)
-        apply_chat_template_override(tokenizer, recipe.model.chat_template, section.base)
+        template = apply_chat_template_override(tokenizer, recipe.model.chat_template, section.base)
     packing, _ = supported_packing(loaded.model.config, wanted)
-    chat = ChatFormat(tokenizer, max_length)
+    chat = ChatFormat(tokenizer, readable_length(loaded.model.config, max_length))
     scorer = Scorer(edge_model, chat, scoring_budget(budget, loaded.model.device), packing)
     own = read_adapter_info(adapter).content_hash if adapter is not None else "base"
-    return Predictor(scorer, tasks, adapter, f"{loaded.files.content_hash}/{own}/{loaded.quantization}")
+    identity = f"{loaded.files.content_hash}/{own}/{loaded.quantization}"
+    return Predictor(scorer, tasks, adapter, identity, template=template_of(recipe, template))

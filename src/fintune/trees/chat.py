@@ -129,9 +129,7 @@ def _blocks(chat: ChatFormat, text: str) -> list[EncodedExample]:
 
     The first follows the tokenizer's opening token, or its end of text where it has none.
     """
-    tokenizer = chat.tokenizer
-    opening = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    tokens = np.concatenate([[opening], chat.text(text), [tokenizer.eos_token_id]]).astype(np.int64)
+    tokens = np.concatenate([[chat.opening_id], chat.text(text), [chat.tokenizer.eos_token_id]]).astype(np.int64)
     step = chat.max_length - 1
     return [
         EncodedExample(

@@ -118,6 +118,12 @@ class ChatFormat:
         """Tokens that end an answer: the template's end of turn and the tokenizer's end of text."""
         return frozenset({int(self.completion("x")[-1]), int(self.tokenizer.eos_token_id)})
 
+    @property
+    def opening_id(self) -> int:
+        """What a plain text stands behind: the tokenizer's opening token, or its end of text where it has none."""
+        bos = self.tokenizer.bos_token_id
+        return int(self.tokenizer.eos_token_id if bos is None else bos)
+
     def prompt(self, messages: Sequence[Message]) -> IntArray:
         """Tokens of the conversation up to where the assistant's answer starts."""
         return self._tokens(self._turns(messages), add_generation_prompt=True)
@@ -141,6 +147,13 @@ class ChatFormat:
         """Tokens of a text without any template; control strings in it stay characters."""
         control: list[str] = []
         return self._shown(self._hide(text, control), control)
+
+    def starts(self, text: str) -> list[int]:
+        """The first character of every token of a text."""
+        encoding = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        return [int(start) for start, _ in encoding["offset_mapping"]]
 
     def _completion(self, target: str) -> IntArray:
         question = {"role": "user", "content": "?"}
