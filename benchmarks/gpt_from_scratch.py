@@ -3,8 +3,8 @@ second than nanoGPT and nanochat of the same shape.
 
 ``speed``: every variant in a process of its own, compiled, with the number of rows at once that is fastest for it; all
 take the same tokens and the same rows an optimiser step. Windows take turns between the processes of a group, in which
-both peers always are. ``race``: the plain GPT (fp32, all scores, not compiled) and the optimised one on the same tokens;
-time until the loss on held-out rows is what the plain one ends with. Peers are checkouts of their own repositories.
+both peers always are. ``race``: the plain GPT (fp32, all scores, not compiled) and the optimised one on the same
+tokens; time until the loss on held-out rows is what the plain one ends with. Peers are their own checkouts.
 
     python benchmarks/gpt_from_scratch.py prepare --text speeches.jsonl news/ --tokenizer smollm2-135m --tokens text.bin
     python benchmarks/gpt_from_scratch.py speed --tokens text.bin --nanogpt DIR --nanochat DIR --json speed.jsonl

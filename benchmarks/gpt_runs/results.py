@@ -33,10 +33,9 @@ def speed_row(job: Job, gpu: str | None, facts: Row, windows: list[Row]) -> Row:
 
 
 def speed_table(rows: list[Row]) -> None:
-    print(
-        "\n| size | variant | GPU | rows at once | tokens/s (least-most) | MFU | peak GiB | against nanochat | nanoGPT |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    heads = ("size", "variant", "GPU", "rows at once", "tokens/s (least-most)", "MFU", "peak GiB")
+    print("\n|", " | ".join((*heads, "against nanochat", "against nanoGPT")), "|")
+    print("|" + " --- |" * (len(heads) + 2))
     for row in (row for row in rows if row["measure"] == "speed"):
         place = f"| {row['size']} | {row['variant']} | {row['gpu'] or 'CPU'} |"
         if "tokens_per_s" not in row:
@@ -51,10 +50,9 @@ def speed_table(rows: list[Row]) -> None:
 def _against(row: Row, rows: list[Row], peer: str) -> str:
     """Times the peer's rate on the same card, over all its windows there."""
     name = f"{peer}-wide" if "wide" in row["variant"] else peer
-    same = [r for r in rows if r["measure"] == "speed" and r["variant"] == name]
-    rates = [
-        r["tokens_per_s"] for r in same if "tokens_per_s" in r and (r["size"], r["gpu"]) == (row["size"], row["gpu"])
-    ]
+    place = ("speed", name, row["size"], row["gpu"])
+    same = [r for r in rows if (r["measure"], r["variant"], r["size"], r["gpu"]) == place]
+    rates = [r["tokens_per_s"] for r in same if "tokens_per_s" in r]
     return f"{row['tokens_per_s'] / statistics.median(rates):.2f}x" if rates else ""
 
 

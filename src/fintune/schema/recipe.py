@@ -191,8 +191,8 @@ class TrainingSection(_Section):
     )
     schedule: Literal["linear", "cosine", "constant", "wsd", "plateau"] = Field(
         "linear",
-        description="Learning-rate schedule after warm-up; wsd holds the peak and falls to 0 in the last decay_ratio of "
-        "the steps; plateau lowers it whenever best_metric gets no better.",
+        description="Learning-rate schedule after warm-up; wsd holds the peak and falls to 0 in the last decay_ratio "
+        "of the steps; plateau lowers it whenever best_metric gets no better.",
     )
     decay_ratio: float = Field(0.4, gt=0, le=1, description="For wsd: the share of all steps in which the rate falls.")
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="What a plateau multiplies the learning rate by.")
@@ -207,8 +207,8 @@ class TrainingSection(_Section):
     warmup_ratio: float | None = Field(None, ge=0, lt=1, description="Warm-up as a fraction of all steps.")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "muon"] = Field(
         "adamw",
-        description="adamw is fused where it can be; the 8-bit ones (bitsandbytes) save memory; muon is for pretraining: "
-        "Muon for the matrices of the blocks, AdamW with betas of 0.8 and 0.95 for everything else.",
+        description="adamw is fused where it can be; the 8-bit ones (bitsandbytes) save memory; muon is for pretraining, "
+        "with Muon for the matrices of the blocks, AdamW with betas of 0.8 and 0.95 for everything else.",
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay; with muon of the matrices only.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")

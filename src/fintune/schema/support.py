@@ -257,7 +257,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     ),
     Conflict(
         ("training.compile", "distributed.strategy"),
-        "training.compile needs whole weights in every process, which zero3 and fsdp2 share out; zero2 was never tried.",
+        "training.compile needs whole weights in every process, which zero3 and fsdp2 share out; zero2 is untried.",
         "Set distributed.strategy=ddp, or training.compile=false.",
         lambda r: r.training.compile and _shares_out(r),
     ),

@@ -1,8 +1,8 @@
 """Which weights of a model are of which kind, for optimisers that treat them differently.
 
 Enters: a GPT, or a decoder built like Llama. Leaves: its trained weights by kind, each exactly once. Muon is for
-matrices that map hidden states to hidden states; what is looked up by token, or maps to tokens, is better off with AdamW
-(Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+matrices that map hidden states to hidden states; what is looked up by token, or maps to tokens, is better off with
+AdamW (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A new GPT by what a person says of it: its kind, its size, single choices, and a tokenizer or the text to make one of.
+"""A new GPT by what a person says of it: kind, size, single choices, and a tokenizer or the text to make one of.
 
 Enters: words and a folder. Leaves: the folder with an untrained GPT, and its figures.
 """

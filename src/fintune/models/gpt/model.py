@@ -65,7 +65,7 @@ class Trunk(nn.Module):
         past_key_values: Cache | None,
         **kwargs: Any,
     ) -> Tensor:
-        """(B, T, W) behind the last norm; positions may be (1, T), and ``mask`` is as the attention function takes it."""
+        """(B, T, W) behind the last norm; positions may be (1, T), ``mask`` is as attention takes it."""
         turn = None
         if self.config.positions == "rope":
             turn = rotation(position_ids, self.config.head_size, self.config.rope_theta)

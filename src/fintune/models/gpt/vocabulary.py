@@ -64,7 +64,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def read_texts(source: str, column: str = "text") -> Iterator[str]:
-    """Documents of a text file, a folder of them, or a column of a table; what is held out of a source of splits is not read.
+    """Documents of a text file, a folder of them, or a column of a table; splits that are held out are not read.
 
     Raises:
         DataError: it cannot be read, lacks the column, or holds no text.
