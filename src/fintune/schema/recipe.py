@@ -207,8 +207,8 @@ class TrainingSection(_Section):
     warmup_ratio: float | None = Field(None, ge=0, lt=1, description="Warm-up as a fraction of all steps.")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "muon"] = Field(
         "adamw",
-        description="adamw is fused where it can be; the 8-bit ones (bitsandbytes) save memory; muon is for pretraining, "
-        "with Muon for the matrices of the blocks, AdamW with betas of 0.8 and 0.95 for everything else.",
+        description="adamw is fused where it can be; the 8-bit ones (bitsandbytes) save memory; muon, for pretraining, "
+        "is Muon for the matrices of the blocks, AdamW with betas of 0.8 and 0.95 for everything else.",
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay; with muon of the matrices only.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")

@@ -9,6 +9,7 @@ Shapes: M matrices, R rows (the shorter side), C columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -100,5 +101,5 @@ def _length(weight: Tensor, rule: str | None) -> float:
     """How much longer the steps of a matrix are for its shape, by the rules of ``torch.optim.Muon``."""
     rows, columns = weight.shape
     if rule == "match_rms_adamw":
-        return 0.2 * float(max(rows, columns)) ** 0.5
-    return float(max(1.0, rows / columns)) ** 0.5
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1.0, rows / columns))

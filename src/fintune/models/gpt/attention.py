@@ -72,8 +72,8 @@ class Attention(nn.Module):
         layers = (self.q_proj, self.k_proj, self.v_proj)
         if not self.is_joined:
             return tuple(project(hidden) for project in layers)
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        weight = torch.cat([layer.weight for layer in layers])
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+        weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
         return nn.functional.linear(hidden, weight, torch.cat(biases) if biases else None).chunk(3, dim=-1)
 
     def _heads(self, columns: Tensor) -> Tensor:

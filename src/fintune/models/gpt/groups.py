@@ -40,7 +40,8 @@ def weight_kinds(model: PreTrainedModel) -> WeightKinds:
         ModelError: a weight has more than two dimensions, as those of experts and convolutions.
     """
     kinds = WeightKinds([], [], [], [])
-    head: Any = model.get_output_embeddings()
+    typed: Any = model
+    head = typed.get_output_embeddings()
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

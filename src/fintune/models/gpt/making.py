@@ -9,9 +9,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from huggingface_hub.errors import StrictDataclassError
+from pydantic import TypeAdapter, ValidationError
 
 from fintune.models.gpt.config import GPTConfig, baseline, optimised
 from fintune.models.gpt.files import refuse_to_overwrite, write_untrained
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["optimised", "baseline"]
+_FROM_TOKENIZER = {"bos_token_id", "eos_token_id", "pad_token_id"}
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,12 @@ def new_gpt(
 
 
 def _config(kind: Kind, size: str, changes: Mapping[str, Any]) -> GPTConfig:
-    known = {field.name for field in dataclasses.fields(GPTConfig)} - {"bos_token_id", "eos_token_id", "pad_token_id"}
+    ours = set(GPTConfig.__annotations__)
+    known = {field.name for field in dataclasses.fields(GPTConfig) if field.name in ours} - _FROM_TOKENIZER
     if unknown := sorted(set(changes) - known):
-        raise ModelError(f"A GPT has no {unknown[0]}.", f"It has {', '.join(sorted(known & _documented()))}.")
+        raise ModelError(f"A GPT has no {unknown[0]}.", f"It has {', '.join(sorted(known))}.")
+    for name, value in changes.items():
+        _require_kind(name, value)
     make = {"optimised": optimised, "baseline": baseline}[kind]
     try:
         return make(size, **changes)
@@ -111,8 +116,18 @@ def _config(kind: Kind, size: str, changes: Mapping[str, Any]) -> GPTConfig:
         raise ModelError(f"This GPT cannot be: {_last_line(exc)}.", "docs/gpt.md lists the choices.") from exc
 
 
-def _documented() -> set[str]:
-    return set(GPTConfig.__annotations__)
+def _require_kind(name: str, value: Any) -> None:
+    try:
+        TypeAdapter(_own_types()[name]).validate_python(value, strict=True)
+    except ValidationError as exc:
+        reason = exc.errors()[0]["msg"]
+        raise ModelError(f"This GPT cannot be: {name}={value}: {reason}.", "docs/gpt.md lists the choices.") from exc
+
+
+def _own_types() -> dict[str, Any]:
+    """Types of the fields that are ours; those of transformers name modules that are not imported."""
+    namespace = {"__annotations__": GPTConfig.__annotations__, "__module__": GPTConfig.__module__}
+    return get_type_hints(type("Own", (), namespace))
 
 
 def _last_line(exc: BaseException) -> str:

@@ -61,7 +61,7 @@ class Trunk(nn.Module):
         self,
         hidden: Tensor,
         position_ids: Tensor,
-        mask: Tensor | None,
+        mask: Any,
         past_key_values: Cache | None,
         **kwargs: Any,
     ) -> Tensor:

@@ -114,7 +114,8 @@ class RowLoss:
     def _plain_hidden(self, ids: Tensor, mask: Any) -> Tensor:
         trunk = self.model.model
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        return trunk.through_blocks(trunk.embed(ids, positions), positions, mask, None)
+        hidden: Tensor = trunk.through_blocks(trunk.embed(ids, positions), positions, mask, None)
+        return hidden
 
     def _plain_loss(self, ids: Tensor, targets: Tensor, mask: Any) -> Tensor:
         logits = self.model.lm_head(self._plain_hidden(ids, mask)).float()
