@@ -77,7 +77,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=1024, help="tokens of a row")
     parser.add_argument("--rows-per-step", type=int, default=512, help="rows behind each update in speed")
     parser.add_argument("--race-rows-per-step", type=int, default=128, help="likewise in race")
-    parser.add_argument("--rows", nargs="+", type=int, default=[16, 32, 64, 128], help="rows at once that are tried")
+    parser.add_argument(
+        "--rows", nargs="+", type=int, default=[32, 64], help="rows at once that are tried, the fewest first"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="windows of each variant")
     parser.add_argument("--window", type=int, default=2, help="optimiser steps of a window")
     parser.add_argument("--steps", type=int, default=150, help="race: steps of the baseline")

@@ -31,6 +31,7 @@ def serve(file: Path) -> None:
     job = job_from(json.loads(file.read_text(encoding="utf-8")))
     if not job.compiles:
         leave_uncompiled()
+    torch._dynamo.config.automatic_dynamic_shapes = False  # else a second number of rows would get slower kernels
     worker = Worker(job)
     for line in sys.stdin:
         command = json.loads(line)
@@ -89,8 +90,10 @@ class Worker:
                 cold = time.perf_counter() - cold
                 rates[str(rows)] = {**self.window(1), "cold_s": round(cold, 1)}
             except torch.OutOfMemoryError as error:
-                rates[str(rows)] = {"error": str(error).split(". ")[0]}
-            self._release()
+                rates[str(rows)] = {"error": said(error)}
+                break  # more rows need more
+            finally:
+                self._release()
         fitting = {rows: found["tokens_per_s"] for rows, found in rates.items() if "error" not in found}
         if not fitting:
             raise RuntimeError(f"no number of rows at once fits into memory: {rates}")
