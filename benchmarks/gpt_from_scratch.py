@@ -73,6 +73,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--nanogpt", type=Path, help="checkout of karpathy/nanoGPT; left out when not given")
     parser.add_argument("--nanochat", type=Path, help="checkout of karpathy/nanochat; likewise")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="variants of speed, peers included")
+    parser.add_argument(
+        "--also", nargs="+", type=lambda text: Variant(**json.loads(text)), default=[], metavar="JSON",
+        help='further variants of ours: {"name": "mine", "options": {"attention": "cudnn", "chunk_rows": 8192}}',
+    )  # fmt: skip
     parser.add_argument("--sizes", nargs="+", default=["124m", "350m"], choices=["tiny", "124m", "350m"])
     parser.add_argument("--length", type=int, default=1024, help="tokens of a row")
     parser.add_argument("--rows-per-step", type=int, default=512, help="rows behind each update in speed")
@@ -88,7 +92,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--horizons", nargs="+", type=float, default=[0.25, 0.5], help="race: schedules of the optimised"
     )
-    parser.add_argument("--race-variant", default="fintune", help="race: how the optimised GPT is computed")
+    parser.add_argument("--race-variant", default="fintune", help="race: which of ours the optimised GPT is")
     parser.add_argument("--together", type=int, default=4, help="processes that share a card; peers are among them")
     parser.add_argument("--timeout", type=float, default=420, help="seconds for an answer in speed")
     parser.add_argument("--race-timeout", type=float, default=1500, help="seconds for a run of the race")
@@ -129,7 +133,7 @@ class Bench:
     def speed_groups(self) -> Iterator[list[Job]]:
         """Variants that take turns, the peers among them each time; heads of another size are groups of their own."""
         for size in self.given.sizes:
-            for variants in (PEERS + OURS, WIDE):
+            for variants in ((*PEERS, *OURS, *self.given.also), WIDE):
                 wanted = [v for v in variants if self._is_wanted(v)]
                 peers, own = ([v for v in wanted if (v.peer != "fintune") == is_peer] for is_peer in (True, False))
                 share = max(1, self.given.together - len(peers))
@@ -139,7 +143,7 @@ class Bench:
 
     def race_groups(self) -> Iterator[list[Job]]:
         """One run each: the longest first."""
-        (chosen,) = (variant for variant in OURS if variant.name == self.given.race_variant)
+        (chosen,) = (v for v in (*OURS, *self.given.also) if v.name == self.given.race_variant)
         optimised = [replace(chosen, name=f"{chosen.name}@{share:g}", horizon=share) for share in self.given.horizons]
         for size in self.given.sizes[:1] if self.given.command == "all" else self.given.sizes:
             for variant in (BASELINE, BASELINE_FAST, *optimised):

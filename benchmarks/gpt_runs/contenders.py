@@ -122,7 +122,7 @@ def _own_optimizer(model: Any, job: Job) -> Any:
         rate = {"124m": 6e-4, "350m": 3e-4}.get(job.size, 3e-3)
         fused = job.device == "cuda"
         return torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.1, fused=fused)
-    rates = Rates.around(0.02)
+    rates = Rates.around(job.variant.rate)
     batched = job.variant.optimizer == "muon"
     return muon_and_adamw(weight_kinds(model), rates, width=model.config.hidden_size, batched=batched)
 

@@ -25,6 +25,7 @@ class Variant:
         path: rows (``RowLoss``) or recipe (``EdgeModel`` as ``fintune train`` runs it).
         wide_heads: half as many heads, twice as wide.
         horizon: for the race: the share of the baseline's steps that the schedule is made for.
+        rate: peak learning rate of Muon; AdamW's is that of GPT-2 for its size.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Variant:
     path: str = "rows"
     wide_heads: bool = False
     horizon: float = 1.0
+    rate: float = 0.02
 
 
 @dataclass(frozen=True)
