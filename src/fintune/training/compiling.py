@@ -29,3 +29,10 @@ def compile_for_training(model: EdgeModel) -> bool:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SIZES)
     compile_blocks(model.model, dynamic=not model.is_blockwise)  # on GPUs sizes are few, elsewhere they are any
     return True
+
+
+def end_compilation(model: EdgeModel) -> None:
+    """Blocks run as they are written again: answers grow token by token, and each length would be a graph to make."""
+    if isinstance(model.model, GPTForCausalLM):
+        for block in model.model.model.layers:
+            block._compiled_call_impl = None

@@ -33,7 +33,7 @@ from fintune.training.callbacks import (
     peak_bytes,
 )
 from fintune.training.checkpoints import Checkpoint, is_intact, list_checkpoints
-from fintune.training.compiling import compile_for_training
+from fintune.training.compiling import compile_for_training, end_compilation
 from fintune.training.devices import sampling
 from fintune.training.guard import LossGuard
 from fintune.training.memory_choice import base_shape, choose_memory
@@ -214,6 +214,8 @@ def train_model(
         weights = trainer.shards.weights()
         trainer.shards.gather()
     model.end_training()
+    if training.compile:
+        end_compilation(model)
     return TrainedRun(
         steps=done,
         resumed_from=start.step,
