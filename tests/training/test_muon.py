@@ -7,12 +7,14 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import get_wsd_schedule
+from transformers import AutoModelForCausalLM, get_wsd_schedule
 
 from fintune.inference.forward import EdgeModel
 from fintune.models.gpt import GPTForCausalLM, optimised, weight_kinds
-from fintune.schema.errors import InternalError
-from fintune.training.muon import Rates, muon_and_adamw
+from fintune.models.gpt.groups import has_unit_embeddings
+from fintune.schema.errors import InternalError, ModelError
+from fintune.training import batched_muon
+from fintune.training.muon import Rates, muon_and_adamw, recipe_optimiser
 from fintune.trees.plan import make_step
 from tests.models.gpts import random_gpt, tokens
 from tests.trees.samples import sample
@@ -65,6 +67,48 @@ def test_two_updates_of_a_matrix_by_hand():
         assert found.min() > 0.5 and found.max() < 1.3  # about one, whatever those of the gradient are
     error = (weight.detach().double() - expected).norm() / (0.04 * 64**0.5)
     assert error < 0.03  # its products are computed in bf16
+
+
+@pytest.mark.parametrize("most", [1 << 28, 3 * 64 * 256], ids=["one stack", "stacks of three"])
+@pytest.mark.parametrize("rule", ["original", "match_rms_adamw"])
+def test_stacked_matrices_are_updated_as_one_by_one(monkeypatch, most, rule):
+    monkeypatch.setattr(batched_muon, "MOST_STACKED", most)
+    model = random_gpt(num_hidden_layers=4)
+    twin = copy.deepcopy(model)
+    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": rule}
+    pairs = [(model, batched_muon.BatchedMuon), (twin, torch.optim.Muon)]
+    optimisers = [kind(weight_kinds(gpt).matrices, **options) for gpt, kind in pairs]
+    for seed in range(2):
+        for (gpt, _), optimiser in zip(pairs, optimisers, strict=True):
+            give_gradients(gpt, seed)
+            gpt.model.layers[1].mlp.up_proj.weight.grad = None  # not reached
+            optimiser.step()
+    before = random_gpt(num_hidden_layers=4)
+    for own, other, old in zip(model.parameters(), twin.parameters(), before.parameters(), strict=True):
+        assert (own - other).norm() <= 0.02 * (other - old).norm()  # products in bf16
+    assert optimisers[0].state_dict()["state"].keys() == optimisers[1].state_dict()["state"].keys()
+
+
+def test_rates_keep_their_proportions():
+    assert Rates.around(0.02) == Rates()
+    halved, usual = Rates.around(0.01, unit_embeddings=False), Rates()
+    assert halved == Rates(0.01, usual.head / 2, usual.head / 2, usual.vectors / 2)
+
+
+def test_llamas_weights_are_sorted_and_experts_are_refused(base):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    kinds = weight_kinds(model)
+    assert len(kinds.matrices) == 2 * 7 and len(kinds.embeddings) == 1 and not kinds.head  # tied
+    assert not has_unit_embeddings(model) and has_unit_embeddings(random_gpt())
+    assert not has_unit_embeddings(random_gpt(tie_word_embeddings=True))
+    model.experts = nn.Parameter(torch.zeros(2, 3, 4))
+    with pytest.raises(ModelError, match="experts has 3 dimensions"):
+        weight_kinds(model)
+
+
+def test_a_rate_meant_for_adapters_is_warned_about(caplog):
+    optimiser = recipe_optimiser(random_gpt(), 2e-4, 0.0)
+    assert "hardly anything is learnt" in caplog.text and optimiser.param_groups[0]["lr"] == 2e-4
 
 
 def test_other_weights_are_updated_as_adamw_does():

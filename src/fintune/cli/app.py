@@ -20,6 +20,7 @@ from fintune.cli.demo import demo
 from fintune.cli.estimating import estimate
 from fintune.cli.evaluating import evaluate, show_results
 from fintune.cli.generating import generate
+from fintune.cli.gpt_commands import gpt_app
 from fintune.cli.judging import judge
 from fintune.cli.launching import Gpus, ProcessCount, share_out
 from fintune.cli.options import OutputDir, Overrides, Quiet, RecipeArgument, Resume
@@ -48,6 +49,7 @@ app = typer.Typer(
 
 app.add_typer(adapters_app)
 app.add_typer(data_app)
+app.add_typer(gpt_app)
 app.add_typer(tasks_app)
 app.command()(collect)
 app.command()(backtest)

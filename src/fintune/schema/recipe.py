@@ -183,11 +183,18 @@ class TrainingSection(_Section):
         "random", description="by_document draws a group's samples one after the other: fewer tokens, other sampling."
     )
     max_length: int = Field(2048, ge=16, description="Longest sample in tokens; the document is shortened to fit.")
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
-    schedule: Literal["linear", "cosine", "constant", "plateau"] = Field(
-        "linear",
-        description="Learning-rate schedule after warm-up; plateau lowers it whenever best_metric gets no better.",
+    learning_rate: float = Field(
+        2e-4,
+        gt=0,
+        description="Peak learning rate. With optimizer=muon it is that of matrices, where 0.02 is usual, and those of "
+        "embeddings, head and norms follow in nanochat's proportions.",
     )
+    schedule: Literal["linear", "cosine", "constant", "wsd", "plateau"] = Field(
+        "linear",
+        description="Learning-rate schedule after warm-up; wsd holds the peak and falls to 0 in the last decay_ratio "
+        "of the steps; plateau lowers it whenever best_metric gets no better.",
+    )
+    decay_ratio: float = Field(0.4, gt=0, le=1, description="For wsd: the share of all steps in which the rate falls.")
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="What a plateau multiplies the learning rate by.")
     plateau_patience: int = Field(
         2, ge=0, description="Validations without a better best_metric that are waited for before the rate is lowered."
@@ -198,16 +205,21 @@ class TrainingSection(_Section):
     plateau_minimum: float = Field(0.0, ge=0, description="The learning rate is not lowered below this.")
     warmup_steps: int | None = Field(None, ge=0, description="Warm-up in steps; excludes warmup_ratio.")
     warmup_ratio: float | None = Field(None, ge=0, lt=1, description="Warm-up as a fraction of all steps.")
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
-        "adamw", description="adamw is fused where it can be; the 8-bit ones (bitsandbytes) save memory."
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "muon"] = Field(
+        "adamw",
+        description="adamw is fused where it can be; the 8-bit ones (bitsandbytes) save memory; muon, for pretraining, "
+        "is Muon for the matrices of the blocks, AdamW with betas of 0.8 and 0.95 for everything else.",
     )
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay; with muon of the matrices only.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second-moment decay.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient-norm clip; 0 switches it off.")
     gradient_checkpointing: bool = Field(
         False,
         description="Recompute in the backward pass even where memory would do without.",
+    )
+    compile: bool = Field(
+        False, description="Compile the blocks of a GPT of ours (torch.compile); minutes at the start, then faster."
     )
     save_steps: int = Field(50, ge=1, description="Checkpoint interval: at most this many steps are redone.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept beside the best one.")

@@ -60,6 +60,15 @@ def _names_repeat(recipe: Recipe) -> bool:
     return any(len({task.name for task in tasks}) < len(tasks) for tasks in lists)
 
 
+def _shares_out(recipe: Recipe) -> bool:
+    return recipe.distributed.strategy in ("zero2", "zero3", "fsdp2")
+
+
+def _has_own_betas(recipe: Recipe) -> bool:
+    fields = type(recipe.training).model_fields
+    return any(getattr(recipe.training, name) != fields[name].default for name in ("adam_beta1", "adam_beta2"))
+
+
 CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
         ("adapter.kind", "model.quantization"),
@@ -212,7 +221,45 @@ CONFLICTS: tuple[Conflict, ...] = (
         ("distributed.strategy", "training.optimizer"),
         "The 8-bit optimisers hold their states in blocks, which zero2, zero3 and fsdp2 cannot share out.",
         "Set training.optimizer=adamw, whose states are shared out anyway, or distributed.strategy=ddp.",
-        lambda r: r.distributed.strategy in ("zero2", "zero3", "fsdp2") and r.training.optimizer != "adamw",
+        lambda r: _shares_out(r) and r.training.optimizer in ("adamw_8bit", "paged_adamw_8bit"),
+    ),
+    Conflict(
+        ("distributed.strategy", "training.optimizer"),
+        "Muon looks at whole matrices, which zero2, zero3 and fsdp2 divide between processes.",
+        "Set distributed.strategy=ddp, or training.optimizer=adamw.",
+        lambda r: _shares_out(r) and r.training.optimizer == "muon",
+    ),
+    Conflict(
+        ("training.optimizer", "adapter.kind"),
+        "training.optimizer=muon is for training whole matrices from scratch, but adapter.kind=lora trains thin ones.",
+        "Set adapter.kind=none, or training.optimizer=adamw.",
+        lambda r: r.training.optimizer == "muon" and r.adapter.kind == "lora",
+    ),
+    Conflict(
+        ("training.optimizer", "training.adam_beta1"),
+        "training.optimizer=muon has betas of its own for what AdamW trains beside it (0.8 and 0.95), so "
+        "training.adam_beta1 and training.adam_beta2 would be ignored.",
+        "Take them out, or set training.optimizer=adamw.",
+        lambda r: r.training.optimizer == "muon" and _has_own_betas(r),
+    ),
+    Conflict(
+        ("training.decay_ratio", "training.warmup_ratio"),
+        "training.schedule=wsd has no steps between warm-up and decay: together they are more than the whole run.",
+        "Make training.warmup_ratio and training.decay_ratio add up to 1 at most.",
+        lambda r: r.training.schedule == "wsd" and (r.training.warmup_ratio or 0.0) + r.training.decay_ratio > 1,
+    ),
+    Conflict(
+        ("training.compile", "adapter.kind"),
+        "training.compile is for a GPT that is trained as a whole; with adapter.kind=lora our kernels or the layers of "
+        "transformers run as they are.",
+        "Set adapter.kind=none, or training.compile=false.",
+        lambda r: r.training.compile and r.adapter.kind == "lora",
+    ),
+    Conflict(
+        ("training.compile", "distributed.strategy"),
+        "training.compile needs whole weights in every process, which zero3 and fsdp2 share out; zero2 is untried.",
+        "Set distributed.strategy=ddp, or training.compile=false.",
+        lambda r: r.training.compile and _shares_out(r),
     ),
     Conflict(
         ("distributed.offload_optimizer", "distributed.strategy"),

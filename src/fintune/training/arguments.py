@@ -12,7 +12,12 @@ from fintune.schema.recipe import Recipe, TrainingSection
 
 log = logging.getLogger(__name__)
 
-_OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
+_OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "muon": "adamw_torch",  # a name the library knows; the optimiser itself is made by us
+}
 
 
 def warmup_steps(training: TrainingSection, total_steps: int) -> int:
@@ -41,6 +46,7 @@ def trainer_arguments(recipe: Recipe, base: LoadedBase, folder: Path, total_step
         max_steps=total_steps,
         learning_rate=training.learning_rate,
         lr_scheduler_type=_schedule(training.schedule, warmup),
+        lr_scheduler_kwargs=_decay(training, warmup, total_steps),
         warmup_steps=warmup,
         optim=_OPTIMIZERS[training.optimizer],
         weight_decay=training.weight_decay,
@@ -68,4 +74,14 @@ def trainer_arguments(recipe: Recipe, base: LoadedBase, folder: Path, total_step
 def _schedule(name: str, warmup: int) -> str:
     if name == "plateau":
         return "constant"  # made by ``plateau_schedule``; the Trainer's own would insist on validating by itself
+    if name == "wsd":
+        return "warmup_stable_decay"
     return "constant_with_warmup" if name == "constant" and warmup else name  # the library's constant has no warm-up
+
+
+def _decay(training: TrainingSection, warmup: int, total_steps: int) -> dict[str, Any]:
+    """What ``get_wsd_schedule`` is to know beside the warm-up; a warm-up that leaves fewer steps shortens the decay."""
+    if training.schedule != "wsd":
+        return {}
+    steps = min(math.ceil(training.decay_ratio * total_steps), max(total_steps - warmup, 0))
+    return {"num_decay_steps": steps, "decay_type": "linear"}

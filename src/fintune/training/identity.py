@@ -26,7 +26,13 @@ _FREE_KEYS = (
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "data": {"mixture": "proportional", "mixture_temperature": 2.0, "remove_same_document": True},
     "adapter": {"init_hash": None, "hand_over": None},
-    "training": {"plateau_factor": 0.5, "plateau_patience": 2, "plateau_threshold": 0.0, "plateau_minimum": 0.0},
+    "training": {
+        "plateau_factor": 0.5,
+        "plateau_patience": 2,
+        "plateau_threshold": 0.0,
+        "plateau_minimum": 0.0,
+        "decay_ratio": 0.4,
+    },
 }
 _LATER_TASK_KEYS = {"weight": None, "proportion": 1.0, "epochs": 1.0, "conversations": None}
 _NUMERIC_KEYS = (
@@ -35,6 +41,7 @@ _NUMERIC_KEYS = (
     ("training", "packing"),
     ("training", "tokens_per_batch"),
     ("training", "gradient_checkpointing"),
+    ("training", "compile"),
 )
 
 

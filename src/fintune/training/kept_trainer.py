@@ -40,6 +40,7 @@ class KeptTrainer(Trainer):
     keep_checkpoints: int
     save_steps: int
     _trained: list[nn.Parameter]
+    make_optimizer: Callable[[], torch.optim.Optimizer] | None = None  # the one that ``arguments`` name when None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Written by the first rank; what the others would have to add follows from seed, step and rank."""
@@ -111,7 +112,9 @@ class KeptTrainer(Trainer):
         self._schedule().load_state_dict(_for_groups(schedule, groups))
 
     def create_optimizer(self, *arguments: Any, **options: Any) -> Any:
-        """The Trainer's own, under DeepSpeed where the run shares out its states."""
+        """The one that was given or the Trainer's own, under DeepSpeed where the run shares out its states."""
+        if self.make_optimizer is not None and self.optimizer is None:
+            self.optimizer = self.make_optimizer()
         optimizer: Any = super().create_optimizer(*arguments, **options)
         if isinstance(self.sharing, ZeroSettings) and self.shards is None:
             limit = float(self.args.max_grad_norm)

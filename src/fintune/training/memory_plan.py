@@ -46,7 +46,7 @@ class MemoryPlan:
         dropout: on the adapter's input.
         dora: a magnitude for each row of an adapted layer.
         checkpointing: layers are recomputed in the backward pass.
-        optimizer: adamw, adamw_8bit or paged_adamw_8bit.
+        optimizer: adamw, adamw_8bit, paged_adamw_8bit or muon.
         device: cuda or cpu.
         blockwise: attention over blocks of a tree on a GPU, which keeps no scores and copies no keys.
         padded: rows of plain attention instead of trees.
@@ -134,8 +134,13 @@ def trainable_parameters(shape: ModelShape, plan: MemoryPlan) -> int:
 
 
 def optimizer_bytes(shape: ModelShape, plan: MemoryPlan) -> int:
-    """Two moments of every trained number: fp32, or bytes with a scale for each block; paged ones lie on the host."""
+    """Two moments of every trained number: fp32, or bytes with a scale for each block; paged ones lie on the host.
+
+    Muon keeps one moment of matrices.
+    """
     trainable = trainable_parameters(shape, plan)
+    if plan.optimizer == "muon":
+        return 8 * trainable - 4 * shape.matrix_parameters
     if plan.optimizer == "adamw":
         return 8 * trainable
     small = 0

@@ -1,14 +1,16 @@
-"""Muon for the matrices of a GPT and AdamW for everything else, as one optimiser.
+"""Muon for the matrices of a model and AdamW for everything else, as one optimiser.
 
-Enters: a GPT's weights by kind, and learning rates. Leaves: an optimiser with one ``state_dict``, whose groups any
-schedule of ``transformers`` scales together; ``get_wsd_schedule`` has the warm-up, plateau and decay of speed runs.
+Enters: weights by kind, and learning rates. Leaves: an optimiser with one ``state_dict``, whose groups any schedule of
+``transformers`` scales together; ``get_wsd_schedule`` has the warm-up, plateau and decay of speed runs.
 
 Muon replaces a matrix's momentum by the nearest matrix whose singular values are all about one, found by five steps of
-a Newton-Schulz iteration (Jordan et al. 2024, kellerjordan.github.io/posts/muon). It and AdamW are PyTorch's own.
+a Newton-Schulz iteration (Jordan et al. 2024, kellerjordan.github.io/posts/muon). AdamW is PyTorch's own; Muon is too,
+or else goes through matrices of one shape at once.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +18,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
+from transformers import PreTrainedModel
 
-from fintune.models.gpt.groups import WeightKinds
+from fintune.models.gpt.groups import WeightKinds, has_unit_embeddings, weight_kinds
 from fintune.schema.errors import InternalError
+from fintune.training.batched_muon import BatchedMuon
 
+log = logging.getLogger(__name__)
+
+SMALL_RATE = 1e-3
 _METHOD = "method"
 _REFERENCE_WIDTH = 768
 
@@ -39,6 +46,24 @@ class Rates:
     embeddings: float = 0.2
     head: float = 0.004
     vectors: float = 0.004
+
+    @classmethod
+    def around(cls, matrices: float, *, unit_embeddings: bool = True) -> Rates:
+        """Nanochat's rates, all scaled so that the one of matrices is ``matrices``.
+
+        Args:
+            matrices: of Muon.
+            unit_embeddings: embeddings have unit variance; smaller ones, or those the head is tied to, get the head's
+                rate.
+        """
+        usual = cls()
+        scale = matrices / usual.matrices
+        return cls(
+            matrices,
+            (usual.embeddings if unit_embeddings else usual.head) * scale,
+            usual.head * scale,
+            usual.vectors * scale,
+        )
 
 
 class MuonAndAdamW(Optimizer):
@@ -69,7 +94,13 @@ class MuonAndAdamW(Optimizer):
 
 
 def muon_and_adamw(
-    kinds: WeightKinds, rates: Rates = Rates(), *, width: int, momentum: float = 0.95, weight_decay: float = 0.0
+    kinds: WeightKinds,
+    rates: Rates = Rates(),
+    *,
+    width: int,
+    momentum: float = 0.95,
+    weight_decay: float = 0.0,
+    batched: bool = True,
 ) -> MuonAndAdamW:
     """The optimiser of an optimised GPT.
 
@@ -82,6 +113,7 @@ def muon_and_adamw(
         width: of the residual stream.
         momentum: of Muon.
         weight_decay: of the matrices, decoupled.
+        batched: matrices of one shape are updated together; False takes PyTorch's Muon, the plain twin.
 
     Raises:
         InternalError: there are no matrices, or nothing else.
@@ -95,7 +127,32 @@ def muon_and_adamw(
     groups = [{"params": weights, "lr": rate * scale} for weights, rate in others if weights]
     if not kinds.matrices or not groups:
         raise InternalError("Muon and AdamW each need weights.", "Train all weights of the GPT, or use AdamW alone.")
+    kind = BatchedMuon if batched else Muon
+    is_fused = all(weight.is_cuda for weights, _ in others for weight in weights)  # one kernel for each group
     return MuonAndAdamW(
-        Muon(kinds.matrices, lr=rates.matrices, momentum=momentum, weight_decay=weight_decay),
-        AdamW(groups, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0),
+        kind(kinds.matrices, lr=rates.matrices, momentum=momentum, weight_decay=weight_decay),
+        AdamW(groups, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=is_fused or None),
     )
+
+
+def recipe_optimiser(model: PreTrainedModel, learning_rate: float, weight_decay: float) -> MuonAndAdamW:
+    """The optimiser of ``training.optimizer: muon``.
+
+    Args:
+        model: whose weights are all trained.
+        learning_rate: of the matrices at its peak; the others follow in nanochat's proportions.
+        weight_decay: of the matrices.
+
+    Raises:
+        ModelError: it has weights that Muon cannot sort.
+    """
+    if learning_rate < SMALL_RATE:
+        log.warning(
+            "training.learning_rate is %g, and with Muon it is the length of a matrix's steps: %g is usual, and below "
+            "%g hardly anything is learnt.",
+            learning_rate,
+            Rates().matrices,
+            SMALL_RATE,
+        )
+    rates = Rates.around(learning_rate, unit_embeddings=has_unit_embeddings(model))
+    return muon_and_adamw(weight_kinds(model), rates, width=model.config.hidden_size, weight_decay=weight_decay)

@@ -26,6 +26,7 @@ def describe_numerics(
         "loss": "from whole logits" if model.output_head() is None else "by chunks",
         "tokens_per_batch": str(training.tokens_per_batch),
         "gradient_checkpointing": str(training.gradient_checkpointing).lower(),
+        "compile": str(training.compile).lower(),
         "processes": str(processes),
     }
     if model.device.type == "cpu":

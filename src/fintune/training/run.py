@@ -33,10 +33,12 @@ from fintune.training.callbacks import (
     peak_bytes,
 )
 from fintune.training.checkpoints import Checkpoint, is_intact, list_checkpoints
+from fintune.training.compiling import compile_for_training, end_compilation
 from fintune.training.devices import sampling
 from fintune.training.guard import LossGuard
 from fintune.training.memory_choice import base_shape, choose_memory
 from fintune.training.metrics_log import MetricsLog
+from fintune.training.muon import recipe_optimiser
 from fintune.training.numerics import describe_numerics
 from fintune.training.plateau import plateau_schedule
 from fintune.training.ranks import Ranks
@@ -175,6 +177,10 @@ def train_model(
         frozen=frozen,
     )
     metrics.trainer = trainer
+    if training.optimizer == "muon":
+        trainer.make_optimizer = partial(recipe_optimiser, model.model, training.learning_rate, training.weight_decay)
+    if training.compile:
+        compile_for_training(model)
     started = time.perf_counter()
     try:
         with (
@@ -208,6 +214,8 @@ def train_model(
         weights = trainer.shards.weights()
         trainer.shards.gather()
     model.end_training()
+    if training.compile:
+        end_compilation(model)
     return TrainedRun(
         steps=done,
         resumed_from=start.step,

@@ -30,6 +30,12 @@ def register() -> None:
     AutoModelForCausalLM.register(GPTConfig, GPTForCausalLM, exist_ok=True)
 
 
+def refuse_to_overwrite(folder: Path) -> None:
+    """Raises ``ModelError`` where ``folder`` exists, so that no trained model is lost."""
+    if folder.exists():
+        raise ModelError(f"{folder} exists already.", "Choose another folder, or remove this one.")
+
+
 def write_untrained(path: str | Path, config: GPTConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> Path:
     """Writes a GPT that has read nothing, with its tokenizer, and returns the folder.
 
@@ -44,8 +50,7 @@ def write_untrained(path: str | Path, config: GPTConfig, tokenizer: PreTrainedTo
         RunError: it cannot be written.
     """
     folder = Path(path)
-    if folder.exists():
-        raise ModelError(f"{folder} exists already.", "Choose another folder, or remove this one.")
+    refuse_to_overwrite(folder)
     if len(tokenizer) > config.vocab_size:
         raise ModelError(
             f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {config.vocab_size}.",

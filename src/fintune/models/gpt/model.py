@@ -44,12 +44,28 @@ class Trunk(nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         """(B, T, W) hidden states of (B, T) token ids at (B, T) positions; other arguments as of ``Attention``."""
-        hidden = self.embed_tokens(input_ids)
+        hidden = self.embed(input_ids, position_ids)
+        mask = create_causal_mask(self.config, hidden, attention_mask, past_key_values, position_ids)
+        return self.through_blocks(hidden, position_ids, mask, past_key_values, **kwargs)
+
+    def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """(B, T, W): what enters the first block."""
+        hidden: Tensor = self.embed_tokens(input_ids)
         if self.embed_positions is not None:
             hidden = hidden + self.embed_positions(position_ids)
         if self.config.low_precision_residual and torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        mask = create_causal_mask(self.config, hidden, attention_mask, past_key_values, position_ids)
+        return hidden
+
+    def through_blocks(
+        self,
+        hidden: Tensor,
+        position_ids: Tensor,
+        mask: Any,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """(B, T, W) behind the last norm; positions may be (1, T), ``mask`` is as attention takes it."""
         turn = None
         if self.config.positions == "rope":
             turn = rotation(position_ids, self.config.head_size, self.config.rope_theta)

@@ -1,0 +1,1 @@
+"""What ``gpt_from_scratch.py`` runs: variants, the models behind them, tokens, and processes that answer commands."""

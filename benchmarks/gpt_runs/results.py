@@ -1,0 +1,80 @@
+"""What was measured, as rows of JSON and as tables.
+
+Enters: a process's answers. Leaves: a row a variant, and tables on standard output.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict
+from typing import Any
+
+from gpt_runs.settings import BASELINE, Job
+
+Row = dict[str, Any]
+
+
+def speed_row(job: Job, gpu: str | None, facts: Row, windows: list[Row]) -> Row:
+    """What a variant's windows come to."""
+    row = {"measure": "speed", "variant": job.variant.name, "size": job.size, "gpu": gpu, **facts}
+    row |= {
+        "rows_per_step": job.rows_per_step,
+        "length": job.length,
+        "windows": windows,
+        "setting": asdict(job.variant),
+    }
+    if windows:
+        rates = [window["tokens_per_s"] for window in windows]
+        row |= {"tokens_per_s": statistics.median(rates), "least": min(rates), "most": max(rates)}
+        row["peak_gib"] = max(window["peak_bytes"] for window in windows) / 2**30
+        if facts.get("peak_flops"):
+            row["mfu"] = row["tokens_per_s"] * facts["flops_per_token"] / facts["peak_flops"]
+    return row
+
+
+def speed_table(rows: list[Row]) -> None:
+    heads = ("size", "variant", "GPU", "rows at once", "tokens/s (least-most)", "MFU", "peak GiB")
+    print("\n|", " | ".join((*heads, "against nanochat", "against nanoGPT")), "|")
+    print("|" + " --- |" * (len(heads) + 2))
+    for row in (row for row in rows if row["measure"] == "speed"):
+        place = f"| {row['size']} | {row['variant']} | {row['gpu'] or 'CPU'} |"
+        if "tokens_per_s" not in row:
+            print(place, f"| {row.get('error', 'no window')} | | | | |")
+            continue
+        mfu = f"{row['mfu']:.1%}" if "mfu" in row else ""
+        rate = f"{row['tokens_per_s']:,.0f} ({row['least']:,.0f}-{row['most']:,.0f})"
+        against = " | ".join(_against(row, rows, peer) for peer in ("nanochat", "nanogpt"))
+        print(place, f"{row['rows_at_once']} | {rate} | {mfu} | {row['peak_gib']:.1f} | {against} |")
+
+
+def _against(row: Row, rows: list[Row], peer: str) -> str:
+    """Times the peer's rate on the same card, over all its windows there."""
+    name = f"{peer}-wide" if "wide" in row["variant"] else peer
+    place = ("speed", name, row["size"], row["gpu"])
+    same = [r for r in rows if (r["measure"], r["variant"], r["size"], r["gpu"]) == place]
+    rates = [r["tokens_per_s"] for r in same if "tokens_per_s" in r]
+    return f"{row['tokens_per_s'] / statistics.median(rates):.2f}x" if rates else ""
+
+
+def race_table(rows: list[Row]) -> None:
+    print("\n| size | variant | last loss | seconds | reaches the baseline's last loss after | times less |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    raced = [row for row in rows if row["measure"] == "race"]
+    for row in raced:
+        place = f"| {row['size']} | {row['variant']} |"
+        if not row["points"]:
+            print(place, f"{row.get('error')} | | | |")
+            continue
+        last = row["points"][-1]
+        ended = f"{last['validation_loss']:.4f}{' (stopped)' if 'error' in row else ''} | {last['seconds']:.1f}"
+        target = next((r for r in raced if (r["size"], r["variant"]) == (row["size"], BASELINE.name)), None)
+        if target is None or not target["points"] or "error" in target:
+            print(place, f"{ended} | the baseline did not end | |")
+            continue
+        goal = target["points"][-1]
+        reached = next((p for p in row["points"] if p["validation_loss"] <= goal["validation_loss"]), None)
+        if reached is None:
+            print(place, f"{ended} | not reached | |")
+        else:
+            how = f"{reached['seconds']:.1f} s, {reached['tokens']:,} tokens"
+            print(place, f"{ended} | {how} | {goal['seconds'] / reached['seconds']:.1f}x |")

@@ -1,0 +1,68 @@
+"""The loss over rows: every way of computing it gives the loss and gradients of the model's own forward pass."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from tests.models.gpts import random_gpt, tokens
+
+from fintune.models.gpt.rows import RowLoss, RowOptions
+from fintune.schema.errors import ModelError
+
+WAYS = [
+    RowOptions(compiled="no"),
+    RowOptions(compiled="no", head="logits", joined=False),
+    RowOptions(compiled="no", attention="eager", chunk_rows=7),
+    RowOptions(compiled="whole"),
+    RowOptions(compiled="whole", head="logits"),
+    RowOptions(compiled="blocks"),
+]
+
+
+def rows():
+    read = tokens(3, 33)
+    return read[:, :-1].contiguous(), read[:, 1:].contiguous()
+
+
+# Dynamo looks at every tensor's gradient and hides the warning by a filter that pytest's own stands before.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("kind", ["optimised", "baseline"])
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.compiled}-{way.attention}-{way.head}")
+def test_every_way_gives_the_loss_and_gradients_of_the_model(monkeypatch, kind, way):
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced as a whole, not lowered
+    ids, targets = rows()
+    model, twin = random_gpt(kind), random_gpt(kind)
+    logits = twin(ids, use_cache=False).logits.float()
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    loss = RowLoss(model, way)(ids, targets)
+    for each in (loss, expected):
+        each.backward()
+    torch.testing.assert_close(loss, expected)
+    for (name, own), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_flex_keeps_documents_of_a_row_apart():
+    ids, targets = rows()
+    ids[:, 20] = 1  # the last token of a document
+    model = random_gpt(attention="sdpa")
+    positions = torch.arange(32)[None]
+    later = torch.arange(32)[:, None] >= torch.arange(32)[None]
+    same = (torch.arange(32) > 20)[:, None] == (torch.arange(32) > 20)[None]
+    seen = torch.zeros(32, 32).masked_fill(~(later & same), -torch.inf)[None, None]
+    logits = model(ids, attention_mask=seen, position_ids=positions, use_cache=False).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    whole = RowLoss(random_gpt(), RowOptions(compiled="no"))(ids, targets)
+    loss = RowLoss(model, RowOptions(compiled="no", attention="flex", end_of_document=1))(ids, targets)
+    torch.testing.assert_close(loss, expected)
+    assert abs(loss - whole) > 1e-3
+
+
+def test_no_attention_of_this_name():
+    with pytest.raises(ModelError, match="called paged"):
+        RowLoss(random_gpt(), RowOptions(attention="paged"))

@@ -1,0 +1,104 @@
+"""The benchmark of GPTs from scratch: what a process answers, what tables make of it, and its tokens."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the benchmarks are not part of this copy")
+
+
+@pytest.fixture
+def part(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return lambda name: importlib.import_module(f"gpt_runs.{name}")
+
+
+@pytest.fixture
+def tokens(tmp_path, part):
+    file = tmp_path / "text.bin"
+    part("tokens").write_bytes_of(sorted((FOLDER.parent / "docs").glob("*.md"))[:3], file)
+    return file
+
+
+def job(part, tokens, folder, **changes):
+    settings = part("settings")
+    variant = settings.Variant("fintune", options={"compiled": "no"}, **changes)
+    return settings.Job(variant, "tiny", "cpu", str(tokens), 256, 0, 32, 4, (2, 3, 4), 6, 3, 4, {}, str(folder), False)
+
+
+def test_a_worker_counts_times_and_races(part, tokens, tmp_path):
+    worker = part("worker").Worker(job(part, tokens, tmp_path))
+    facts = worker.prepare()
+    assert list(facts["tried"]) == ["2", "4"] and facts["rows_at_once"] in (2, 4)  # 3 does not divide 4
+    matrices, head = 2 * 12 * 64**2, 256 * 64
+    assert facts["multiplied"] == matrices + head and facts["weights"] == matrices + 2 * head + 5 * 64
+    assert facts["flops_per_token"] == 6 * (matrices + head) + 12 * 2 * 64 * 32
+    window = worker.window(2)
+    assert window["tokens_per_s"] * window["seconds"] == pytest.approx(2 * 4 * 32)
+    ended = worker.race(str(tmp_path / "curve"))
+    points = [json.loads(line) for line in (tmp_path / "curve").read_text().splitlines()]
+    assert [point["step"] for point in points] == [3, 6] and points[-1]["validation_loss"] == ended["validation_loss"]
+    assert all(point["validation_loss"] < np.log(256) - 0.5 for point in points)
+    assert points[1]["tokens"] == 6 * 4 * 32
+
+
+def test_a_recipes_step_has_the_same_loss(part, tokens, tmp_path):
+    import torch
+
+    contenders, rows = part("contenders"), part("tokens").Rows(tokens, 32, 4, "cpu").training(0, 2)
+    found = []
+    for changes in ({}, {"path": "recipe"}):
+        own = job(part, tokens, tmp_path, **changes)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(torch.nn.Module, "compile", lambda module, **_: None)
+            found.append(contenders.contender(own).loss(*rows).item())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_rows_are_the_file_in_order_and_held_out_ones_are_its_end(part, tokens):
+    file = np.fromfile(tokens, np.uint16).astype(np.int64)
+    rows = part("tokens").Rows(tokens, 32, 4, "cpu")
+    ids, targets = rows.training(0, 2)
+    assert ids.flatten().tolist() == file[:64].tolist() and targets.flatten().tolist() == file[1:65].tolist()
+    assert rows.training(rows.train, 1)[0].tolist() == rows.training(0, 1)[0].tolist()
+    last = rows.held_out(3, 1)[1]
+    assert last[0].tolist() == file[(rows.train + 3) * 32 + 1 :][:32].tolist()
+
+
+def test_the_table_names_the_first_point_below_the_baselines_loss(part, capsys):
+    def points(*losses):
+        return [{"seconds": 10.0 * n, "tokens": n, "validation_loss": loss} for n, loss in enumerate(losses, 1)]
+
+    rows = [
+        {"measure": "race", "size": "tiny", "variant": "baseline", "points": points(3.0, 2.5, 2.0)},
+        {"measure": "race", "size": "tiny", "variant": "a", "points": points(1.9, 1.8)},
+        {"measure": "race", "size": "tiny", "variant": "b", "points": points(2.1)},
+        {"measure": "race", "size": "tiny", "variant": "c", "points": [], "error": "stopped"},
+    ]
+    part("results").race_table(rows)
+    shown = capsys.readouterr().out
+    assert "| a | 1.8000 | 20.0 | 10.0 s, 1 tokens | 3.0x |" in shown
+    assert "| b | 2.1000 | 10.0 | not reached | |" in shown and "| c | stopped | | | |" in shown
+
+
+@pytest.mark.slow
+def test_one_command_measures_in_processes_and_writes_rows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    command = [sys.executable, str(FOLDER / "gpt_from_scratch.py"), "speed", "--smoke", "--only", "fintune"]
+    done = subprocess.run(
+        [*command, "--work-dir", str(tmp_path), "--json", str(file)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = map(json.loads, file.read_text().splitlines())
+    assert row["variant"] == "fintune" and len(row["windows"]) == 2
+    assert 0 < row["least"] <= row["tokens_per_s"] <= row["most"]
+    assert f"{row['tokens_per_s']:,.0f}" in done.stdout
