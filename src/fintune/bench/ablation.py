@@ -1,7 +1,7 @@
 """The ablation: every optimisation on from the base and off from the full set, each in a process of its own.
 
-Enters: a device, a size, minutes, a folder. Leaves: the folder with ``settings.json``, ``runs.jsonl`` (a line for each
-finished variant), ``results.json``, ``table.md`` and ``figure.png``. The same command goes on where an earlier one stopped.
+Enters: a device, a size, minutes, a folder. Leaves: the folder with ``settings.json``, ``runs.jsonl`` (a line for
+each finished variant), ``results.json``, ``table.md`` and ``figure.png``. The same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def bench_optimisations(
     """
     from fintune.bench.written import write_results
 
-    chosen = _device(device)
+    chosen = chosen_device(device)
     _require_known(families, list(FAMILIES), "kind of run")
     _require_known(only, [one.key for one in OPTIMISATIONS], "optimisation")
     if minutes <= 0 or rounds < 1:
@@ -223,7 +223,12 @@ def bench_optimisations(
     return write_results(folder, chosen)
 
 
-def _device(wanted: str) -> str:
+def chosen_device(wanted: str) -> str:
+    """The kind of device for auto, cpu or cuda.
+
+    Raises:
+        RecipeError: there is none of the kind.
+    """
     import torch
 
     _require_known([wanted], ["auto", "cpu", "cuda"], "device")
@@ -236,7 +241,8 @@ def _device(wanted: str) -> str:
 
 def _require_known(given: Sequence[str], known: Sequence[str], what: str) -> None:
     if unknown := [name for name in given if name not in known]:
-        raise RecipeError(f"The bench knows no {what} {unknown[0]}.", f"Choose among {', '.join(dict.fromkeys(known))}.")
+        remedy = f"Choose among {', '.join(dict.fromkeys(known))}."
+        raise RecipeError(f"The bench knows no {what} {unknown[0]}.", remedy)
 
 
 def _require(problem: str) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fintune.bench.texts import TokenStream
+from fintune.trees.prefix_tree import IntArray
 
 Layout = Literal["together", "apart", "padded"]
 IGNORED = -100
@@ -73,7 +74,7 @@ def batches(
         return
     positions = np.tile(np.arange(context), (rows, 1))
     if layout == "together":
-        yield Rows(*map(torch.from_numpy, (inputs, targets, positions)))
+        yield _rows(inputs, targets, positions)
         return
     ends = np.empty((rows, context), np.int64)
     for row in range(rows):
@@ -81,7 +82,12 @@ def batches(
         for begin, end in bounds:
             positions[row, begin:end] = np.arange(end - begin)
             ends[row, begin:end] = row * context + end
-    yield Rows(*map(torch.from_numpy, (inputs, targets, positions)), torch.from_numpy(ends.reshape(-1)))
+    yield _rows(inputs, targets, positions, ends.reshape(-1))
+
+
+def _rows(tokens: IntArray, targets: IntArray, positions: IntArray, row_end: IntArray | None = None) -> Rows:
+    end = None if row_end is None else torch.from_numpy(row_end)
+    return Rows(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(positions), end)
 
 
 def _bounds(cuts: Any) -> list[tuple[int, int]]:
@@ -100,4 +106,4 @@ def _padded(pieces: list[tuple[Any, Any]], shape: tuple[int, int] | None) -> Row
     for row, (inputs, following) in enumerate(pieces):
         tokens[row, : len(inputs)], targets[row, : len(inputs)] = inputs, following
     positions = np.tile(np.arange(shape[1]), (shape[0], 1))
-    return Rows(*map(torch.from_numpy, (tokens, targets, positions)))
+    return _rows(tokens, targets, positions)

@@ -86,7 +86,8 @@ class GptRun:
         config = gpt_config(on, self.size, vocabulary, context)
         torch.manual_seed(seed)
         self.attention = "sdpa" if "sdpa" in on else "eager"
-        self.model: Any = GPTForCausalLM._from_config(config, attn_implementation=self.attention).to(device).train()
+        make: Any = GPTForCausalLM
+        self.model: Any = make._from_config(config, attn_implementation=self.attention).to(device).train()
         if "checkpointing" in on:
             recompute_layers(self.model)
         if "compile" in on:
@@ -98,14 +99,14 @@ class GptRun:
         if self.spans:
             register()
             self.model.set_attn_implementation(ATTENTION_NAME)
-        self.optimizer, self.schedule = self._optimizer(), None
-        self.schedule = self._schedule()
+        self.optimizer = self._optimizer()
+        self.schedule: Any = self._schedule()
 
     def step(self, stream: TokenStream, number: int) -> int:
         """One update; returns the tokens predicted."""
         total = self.size.rows * self.size.context
         for rows in self.batches(stream, number):
-            (self.loss_sum(rows.to(self.device)) / total).backward()
+            torch.autograd.backward(self.loss_sum(rows.to(self.device)) / total)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.schedule.step()
@@ -120,7 +121,7 @@ class GptRun:
     def warm_up(self, stream: TokenStream) -> None:
         """Forward and backward passes whose gradients are thrown away: memory is claimed and code compiled."""
         for rows in self.batches(stream, 0):
-            self.loss_sum(rows.to(self.device)).backward()
+            torch.autograd.backward(self.loss_sum(rows.to(self.device)))
         self.optimizer.zero_grad(set_to_none=True)
 
     def loss_sum(self, rows: Rows) -> Tensor:
@@ -216,6 +217,8 @@ def measure_gpt(
     gauge, measured = Gauge(device), Measured("bits a byte")
     run = GptRun(on, size, vocabulary, seed, device)
     measured.parameters = measured.trained = run.model.num_parameters()
+    if "compile" in on and run.layout == "padded":
+        measured.notes.append("rows are padded to the whole context, as compiled code would be compiled for each width")
 
     def cold() -> None:
         run.warm_up(text.train)

@@ -134,7 +134,8 @@ class LlmRun:
             if self.graphs is not None:
                 self.graphs.add(batch, 1 / step.total_weight)  # type: ignore[arg-type]  # trees, as packing is on
             else:
-                (self.model.loss_sum(batch.to(self.device)) / step.total_weight).backward()  # type: ignore[no-untyped-call]
+                loss = self.model.loss_sum(batch.to(self.device)) / step.total_weight
+                torch.autograd.backward(loss)
 
     @torch.no_grad()
     def held_out(self, samples: Sequence[TokenSample]) -> float:
@@ -161,9 +162,10 @@ class LlmRun:
 
 
 def _linear(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> Any:
-    from transformers import get_linear_schedule_with_warmup
+    import transformers
 
-    return get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    make: Any = transformers.get_linear_schedule_with_warmup
+    return make(optimizer, warmup, steps)
 
 
 def measure_llm(

@@ -135,7 +135,7 @@ def _write_samples(path: Path, size: Size) -> dict[str, int]:
     section = ModelSection(base=Prepared(path).base(size.llm.base))
     chat = ChatFormat(load_tokenizer(locate_base(section), section), _LONGEST)
     task = load_task(TaskSection(name="tfns", source="sample", prompt="short"))
-    counts = {}
+    counts: dict[str, int] = {}
     for split, most in (("train", None), ("validation", size.llm.validation)):
         encoded = encode_all(chat, task.splits[split][:most])
         rows = [
@@ -173,7 +173,8 @@ def _write_tiny(folder: Path, tokenizer: Any, stream: TokenStream, size: Size, d
     for number in range(_TINY_STEPS):
         for rows in batches(stream, number % gpt.steps, gpt.rows, gpt.context, "together"):
             logits = model(rows.tokens.to(device)).logits.flatten(0, 1)
-            torch.nn.functional.cross_entropy(logits, rows.targets.flatten().to(device)).backward()
+            loss = torch.nn.functional.cross_entropy(logits, rows.targets.flatten().to(device))
+            torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     _save(model, tokenizer, folder)

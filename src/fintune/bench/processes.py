@@ -37,7 +37,11 @@ class Finished:
 
 
 def call_apart(
-    function: Callable[..., Any], arguments: tuple[Any, ...], *, limit_s: float, variables: Mapping[str, str] | None = None
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    *,
+    limit_s: float,
+    variables: Mapping[str, str] | None = None,
 ) -> Finished:
     """Calls a function in a fresh process and waits for it.
 

@@ -83,7 +83,7 @@ class Size:
         prompt_tokens: tokens of the prompt whose answer is timed.
         new_tokens: tokens written to it.
         limit_s: a variant that takes longer is given up, and said to.
-        clock: ``wall``, or ``processor``: seconds in which a process was given a processor, for machines that others use.
+        clock: ``wall``, or ``processor``: seconds in which a process was given a CPU, for machines that others use.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Size:
 SIZES = {
     "tiny": Size(
         "tiny",
-        GptSize(2, 4, 64, 1000, 128, 4, 40, 4, 5e-3, 16),
+        GptSize(2, 4, 64, 1000, 128, 4, 32, 4, 5e-3, 16),
         LlmSize("tiny", None, 16, 12, 0, 2, 1024, 8, 8e-3, 2e-3, 32),
         chunks=4,
         new_tokens=16,

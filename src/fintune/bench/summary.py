@@ -146,20 +146,20 @@ def _row(variant: Variant, records: Sequence[Record], device: str) -> VariantRow
 
 
 def _without_its_switch(variant: Variant, device: str, names: set[str]) -> str:
-    """The variant that differs in this optimisation alone, where one was run; else the origin, with all it differs in."""
+    """The variant that differs in this optimisation alone, where one was run; else the origin."""
     wanted = set(variant.switches) ^ {variant.key}
-    same = [
-        other.name for other in variants(variant.family, device) if set(other.switches) == wanted and other.name in names
-    ]
+    known = [other for other in variants(variant.family, device) if other.name in names]
+    same = [other.name for other in known if set(other.switches) == wanted]
     return next((name for name in same if name == variant.origin), next(iter(same), variant.origin))
 
 
 def _by_round(records: Sequence[Record], name: str, part: str) -> dict[int, Mapping[str, Any]]:
-    return {
-        record["round"]: record["measured"]
-        for record in records
-        if record["variant"] == name and record["part"] == part and record["measured"] is not None
-    }
+    """The measurements of a variant by round; of several in one round the one whose speed is in the middle."""
+    turns: dict[int, list[Mapping[str, Any]]] = {}
+    for record in records:
+        if record["variant"] == name and record["part"] == part and record["measured"] is not None:
+            turns.setdefault(record["round"], []).append(record["measured"])
+    return {n: sorted(found, key=lambda one: one["tokens_per_s"])[len(found) // 2] for n, found in turns.items()}
 
 
 def _spread(found: Mapping[int, Mapping[str, Any]], key: str) -> Spread | None:

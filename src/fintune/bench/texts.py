@@ -92,7 +92,8 @@ def _read(path: Path) -> list[str]:
     if path.is_dir() or holds_documents(path):
         if path.is_dir() and not holds_documents(path):
             files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-            return [text for file in files if ".jsonl" in file.name or file.suffix == ".parquet" for text in _rows(file)]
+            tables = [file for file in files if ".jsonl" in file.name or file.suffix == ".parquet"]
+            return [text for file in tables for text in _rows(file)]
         texts = [str(row["text"]) for row in read_documents(path).rows]
         return [part for text in texts for part in text.split("\n\n")] if path.is_file() else texts
     return _rows(path)

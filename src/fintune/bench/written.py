@@ -103,10 +103,11 @@ def family_tables(family: Family, rows: Sequence[VariantRow]) -> list[Table]:
 def _note(family: Family) -> str:
     return (
         f"Medians, with the range over rounds where there are several. Loss in {_UNITS[family]}; at equal time: after "
-        "the time that the quickest variant of the table's family takes, learning rates not being shortened to it. With ÷ "
-        "without: speed with the optimisation by speed without it, against the row that differs in nothing else, or, where "
-        "the note says with or also without and there is none, against the first. First passes: before any "
-        "update, compilation included. The KV cache leaves training as it is: what its row differs in speed is the noise."
+        "the time that the quickest variant of the family takes, without shortening learning-rate schedules to it. "
+        "With ÷ without: speed with the optimisation by speed without it, against the row that differs in nothing "
+        "else, or against the first where there is none (the note then says what else differs). First passes: before "
+        "any update, compilation included. The KV cache leaves training as it is: where its row differs in speed, that "
+        "is noise."
     )
 
 
@@ -158,7 +159,11 @@ def _draw_family(line: Any, family: Family, rows: Sequence[VariantRow]) -> None:
 
     shown = [one for one in optimisations(family) if any(row.key == one.key for row in rows)]
     place = {one.key: -number for number, one in enumerate(shown)}
-    panels = (("Speed, ×", "effect", 1.0), ("Peak memory, ×", "memory_effect", 1.0), ("Held-out loss", "loss_effect", 0.0))
+    panels = (
+        ("Speed, ×", "effect", 1.0),
+        ("Peak memory, ×", "memory_effect", 1.0),
+        ("Held-out loss, +", "loss_effect", 0.0),
+    )
     for axes, (title, name, nothing) in zip(line, panels, strict=True):
         for origin, colour, marker, label in (
             ("base", ORANGE, "o", "added to the base"),

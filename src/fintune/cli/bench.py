@@ -67,6 +67,43 @@ def optimisations(
     output.emit(found)
 
 
+@bench_app.command()
+def models(
+    context: typer.Context,
+    places: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Base models, runs or adapters; the first is compared with.")
+    ],
+    text: Annotated[Path, typer.Option(help="File or folder with documents that none of them has read.")],
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", "-o", help="Where models.json and models.md are written.")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What to run on.")] = "auto",
+    context_tokens: Annotated[int, typer.Option("--context", min=2, help="Tokens of a block at most.")] = 1024,
+    limit: Annotated[int | None, typer.Option(min=2, help="Documents at most.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens written to time them.")] = 32,
+    clock: Annotated[Literal["wall", "processor"], typer.Option(help="As of fintune bench optimisations.")] = "wall",
+) -> None:
+    """Set models side by side on one text: bits a byte, speed of reading, latency of writing, memory."""
+    from fintune.bench.models import Asked, bench_models, models_table
+    from fintune.cli.tables import as_rich
+
+    output: Output = context.obj
+    with output.quiet_stdout():
+        rows = bench_models(
+            places,
+            text,
+            output_dir,
+            device=device,
+            context=context_tokens,
+            limit=limit,
+            new_tokens=new_tokens,
+            clock=clock,
+        )
+    asked = Asked(str(text), context_tokens, limit, new_tokens, device, clock)
+    output.say(as_rich(models_table(rows, asked)))
+    output.emit(rows)
+
+
 def _parts(listed: str) -> list[str]:
     return [part.strip() for part in listed.split(",") if part.strip()]
 
