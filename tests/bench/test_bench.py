@@ -47,6 +47,24 @@ def test_bits_a_byte_are_those_of_the_models_own_logits(base, text):
     assert found["latency_ms"] > 0 and found["parameters"] == model.num_parameters()
 
 
+def test_an_adapter_is_read_with_its_base(base, text, tmp_path):
+    from fintune.models.adapter_files import save_adapter
+    from fintune.models.adapters import attach_adapter
+    from fintune.models.load import load_base
+    from fintune.schema.recipe import AdapterSection, ModelSection
+
+    loaded = load_base(ModelSection(base=str(base)), device=torch.device("cpu"), for_training=True)
+    model = attach_adapter(loaded, AdapterSection(rank=2, alpha=4), seed=0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 0.05)
+    folder = save_adapter(model, loaded.tokenizer, tmp_path / "adapter", loaded.files)
+    asked = Asked(str(text), 64, None, 2, "cpu", "wall")
+    alone, tuned = (read_model(str(place), asked) for place in (base, folder))
+    assert tuned["parameters"] > alone["parameters"]
+    assert not np.allclose(tuned["nats"], alone["nats"], rtol=1e-3)
+
+
 def test_differences_are_paired_by_document():
     generator = np.random.default_rng(0)
     nats, rest = generator.uniform(50, 500, 40), {"tokens": 1, "context": 8, "tokens_per_s": 1.0, "bytes_per_s": 1.0}

@@ -119,9 +119,17 @@ class GptRun:
         return batches(stream, number, size.rows, size.context, layout or self.layout, fixed="compile" in self.on)
 
     def warm_up(self, stream: TokenStream) -> None:
-        """Forward and backward passes whose gradients are thrown away: memory is claimed and code compiled."""
-        for rows in self.batches(stream, 0):
-            torch.autograd.backward(self.loss_sum(rows.to(self.device)))
+        """Forward and backward passes whose gradients are thrown away: memory is claimed and code compiled.
+
+        Batches with and without a new document take different masks, for which code is compiled apart.
+        """
+        seen: set[bool] = set()
+        for number in range(self.size.steps):
+            for rows in self.batches(stream, number):
+                starts_anew = bool((rows.positions[:, 1:] == 0).any())
+                if starts_anew not in seen:
+                    seen.add(starts_anew)
+                    torch.autograd.backward(self.loss_sum(rows.to(self.device)))
         self.optimizer.zero_grad(set_to_none=True)
 
     def loss_sum(self, rows: Rows) -> Tensor:
