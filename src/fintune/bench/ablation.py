@@ -117,7 +117,7 @@ class Bench:
         asked["text"] = None if text is None else str(text)
         known = json.loads(self.folder.settings.read_text(encoding="utf-8")) if self.folder.settings.is_file() else None
         variables = self._variables(self.cards[0]) if self.cards else {}
-        facts = call_apart(device_facts, (self.device,), limit_s=_PREPARING_S, variables=variables)
+        facts = call_apart(device_facts, (self.device,), limit_s=_PREPARING_S, device=self.device, variables=variables)
         _require(facts.problem)
         now = {**asked, **facts.value}
         if known is not None and (changed := [key for key in now if known.get(key) != now[key]]):
@@ -127,7 +127,7 @@ class Bench:
             )
         write_json(self.folder.settings, {**(known or {}), **now})
         arguments = (str(self.folder.prepared), self.size, asked["text"], self.device)
-        prepared = call_apart(prepare_apart, arguments, limit_s=_PREPARING_S, variables=variables)
+        prepared = call_apart(prepare_apart, arguments, limit_s=_PREPARING_S, device=self.device, variables=variables)
         _require(prepared.problem)
         write_json(self.folder.settings, {**now, "prepared": prepared.value})
 
@@ -157,7 +157,8 @@ class Bench:
                 return
             arguments = (job, str(self.folder.prepared), self.size)
             variables = self._variables(card)
-            finished = call_apart(run_job, arguments, limit_s=self.size.limit_s, variables=variables)
+            limit = self.size.limit_s
+            finished = call_apart(run_job, arguments, limit_s=limit, device=self.device, variables=variables)
             record = {"key": job.key, **asdict(job), "seconds": finished.seconds, "problem": finished.problem}
             record["measured"] = finished.value
             with self._lock:

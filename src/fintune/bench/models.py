@@ -135,7 +135,7 @@ def bench_models(
 def _measured(place: str, asked: Asked) -> dict[str, Any]:
     from fintune.bench.reading import read_model
 
-    finished = call_apart(read_model, (place, asked), limit_s=_LIMIT_S)
+    finished = call_apart(read_model, (place, asked), limit_s=_LIMIT_S, device=asked.device)
     if finished.problem:
         raise RunError(f"{place} could not be measured: {finished.problem}", "Leave it out, or correct that.")
     found: dict[str, Any] = finished.value

@@ -113,7 +113,8 @@ def prepare(path: Path, size: Size, text: Path | None, device: str) -> None:
         "documents": len(documents.train),
         "held_out_documents": len(documents.held_out),
         "tokenizer_vocabulary": len(tokenizer),
-        "vocabulary": len(tokenizer) if size.name != "gpu" else gpt.vocabulary,
+        "vocabulary": max(len(tokenizer), gpt.least_embedding),
+        "passes": round(float(streams[0].first.sum()) / len(documents.train), 2),
         **rows,
     }
     write_json(path / FACTS, facts)

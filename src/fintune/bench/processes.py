@@ -18,7 +18,9 @@ from typing import Any
 
 from fintune.schema.errors import FintuneError
 
-PRELOADED = ("fintune.bench.worker",)
+# What the server of processes imports. As soon as it is imported, bitsandbytes asks CUDA devices what they are, after
+# which no process forked from the server could use them: there the server must not get as far as peft.
+PRELOADED = {"cpu": ("fintune.bench.worker",), "cuda": ("torch", "transformers.models.llama.modeling_llama")}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def call_apart(
     arguments: tuple[Any, ...],
     *,
     limit_s: float,
+    device: str = "cpu",
     variables: Mapping[str, str] | None = None,
 ) -> Finished:
     """Calls a function in a fresh process and waits for it.
@@ -49,11 +52,12 @@ def call_apart(
         function: importable by its module and name.
         arguments: plain data.
         limit_s: the process is ended after so long.
+        device: ``cpu`` or ``cuda``: what it will use. All calls of one program name the same.
         variables: of its environment, set before anything of it uses a device.
     """
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
-        context.set_forkserver_preload(list(PRELOADED))
+        context.set_forkserver_preload(list(PRELOADED[device]))
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, function, arguments, dict(variables or {})), daemon=False)
     started = time.perf_counter()

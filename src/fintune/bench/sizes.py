@@ -18,14 +18,14 @@ class GptSize:
 
     Attributes:
         layers, heads, width: of the GPT.
-        vocabulary: tokens of the tokenizer that is trained on the text, at most; and rows of the GPT's embedding where
-            the vocabulary is not rounded up.
+        vocabulary: tokens of the tokenizer that is trained on the text, at most.
         context: tokens of a row.
         rows: rows of a batch; a step takes ``rows * context`` tokens.
         steps: optimiser steps.
         warmup: steps of warm-up.
         rate: peak learning rate of AdamW alone.
         validation_rows: rows of held-out text.
+        least_embedding: rows of the embedding at least, where the shape matters more than the text's vocabulary.
     """
 
     layers: int
@@ -38,6 +38,7 @@ class GptSize:
     warmup: int
     rate: float
     validation_rows: int
+    least_embedding: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ SIZES = {
     ),
     "gpu": Size(
         "gpu",
-        GptSize(12, 12, 768, 50257, 1024, 16, 40, 4, 6e-4, 64),
+        GptSize(12, 12, 768, 50257, 1024, 16, 40, 4, 6e-4, 64, least_embedding=50257),
         LlmSize("smollm2-135m", "1b", 16, 40, 12, 4, 16384, 16, 1.5e-3, 1e-4, 150),
         prompt_tokens=256,
         new_tokens=64,

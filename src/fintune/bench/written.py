@@ -76,7 +76,8 @@ def setting_lines(settings: dict[str, Any], records: Sequence[dict[str, Any]]) -
     return [
         f"Size {settings['size']['name']} on {where}; PyTorch {settings['torch']}, transformers "
         f"{settings['transformers']}. Text: {prepared.get('text')}, {prepared.get('documents', 0):,} documents and "
-        f"{prepared.get('held_out_documents', 0):,} held out. {len(records)} processes in {len(rounds)} round(s), "
+        f"{prepared.get('held_out_documents', 0):,} held out; the GPTs read the documents "
+        f"{prepared.get('passes')} times. {len(records)} processes in {len(rounds)} round(s), "
         f"{seconds / 60:.1f} minutes in all.{clock}"
     ]
 
