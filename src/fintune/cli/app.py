@@ -13,6 +13,7 @@ import typer
 from fintune.cli.adapter_commands import adapters_app
 from fintune.cli.backtesting import backtest
 from fintune.cli.chatting import chat
+from fintune.cli.bench import bench_app
 from fintune.cli.collecting import collect
 from fintune.cli.comparing import compare
 from fintune.cli.data_commands import data_app
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 
 app.add_typer(adapters_app)
+app.add_typer(bench_app)
 app.add_typer(data_app)
 app.add_typer(gpt_app)
 app.add_typer(tasks_app)

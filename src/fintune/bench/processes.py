@@ -1,0 +1,104 @@
+"""A function called in a process of its own, so that peaks of memory and compiled code belong to it alone.
+
+Enters: a function at the top of a module, and arguments. Leaves: what it returned, or why it failed. Processes are
+forked from a server that has imported the libraries and done nothing else, where the platform has one: they start at
+once, and no device is in use before their own work begins.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fintune.schema.errors import FintuneError
+
+# What the server of processes imports. As soon as it is imported, bitsandbytes asks CUDA devices what they are, after
+# which no process forked from the server could use them: there the server must not get as far as peft.
+PRELOADED = {"cpu": ("fintune.bench.worker",), "cuda": ("torch", "transformers.models.llama.modeling_llama")}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a process ended.
+
+    Attributes:
+        value: what the function returned; None where it failed.
+        problem: why it failed, in a sentence; empty where it did not.
+        seconds: of the process.
+    """
+
+    value: Any
+    problem: str
+    seconds: float
+
+
+def call_apart(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    *,
+    limit_s: float,
+    device: str = "cpu",
+    variables: Mapping[str, str] | None = None,
+) -> Finished:
+    """Calls a function in a fresh process and waits for it.
+
+    Args:
+        function: importable by its module and name.
+        arguments: plain data.
+        limit_s: the process is ended after so long.
+        device: ``cpu`` or ``cuda``: what it will use. All calls of one program name the same.
+        variables: of its environment, set before anything of it uses a device.
+    """
+    context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    if sys.platform != "win32":
+        context.set_forkserver_preload(list(PRELOADED[device]))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, function, arguments, dict(variables or {})), daemon=False)
+    started = time.perf_counter()
+    process.start()
+    sender.close()
+    value, problem = None, ""
+    try:
+        if receiver.poll(limit_s):
+            value, problem = receiver.recv()
+        else:
+            problem = f"took longer than {limit_s:g} seconds and was ended"
+    except EOFError:
+        process.join()
+        problem = f"its process ended with code {process.exitcode} before it answered; memory may have run out"
+    finally:
+        if process.is_alive() and (problem or value is None):
+            process.kill()
+        process.join()
+        receiver.close()
+    return Finished(value, problem, time.perf_counter() - started)
+
+
+def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...], variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+    with tempfile.TemporaryDirectory(prefix="fintune-bench-", ignore_cleanup_errors=True) as compiled:
+        # Compiled code of its own: what is kept from an earlier variant would make compilation look free.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
+        os.environ["TRITON_CACHE_DIR"] = os.path.join(compiled, "triton")
+        sender.send(_outcome(function, arguments))
+        sender.close()
+
+
+def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str]:
+    import torch
+
+    try:
+        return function(*arguments), ""
+    except torch.OutOfMemoryError:
+        return None, "memory ran out"
+    except FintuneError as error:
+        return None, str(error)
+    except Exception as error:  # whatever a library raises is one cell of the table, not the end of the bench
+        lines = str(error).strip().splitlines()
+        return None, f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
