@@ -32,6 +32,7 @@ from fintune.cli.predicting import (
     read_lines,
     unmarked,
 )
+from fintune.cli.quant import quant_app
 from fintune.cli.rationales import rationales
 from fintune.cli.task_commands import tasks_app
 
@@ -46,6 +47,7 @@ app = typer.Typer(
 
 app.add_typer(adapters_app)
 app.add_typer(data_app)
+app.add_typer(quant_app)
 app.add_typer(tasks_app)
 app.command()(collect)
 app.command()(backtest)
