@@ -94,9 +94,7 @@ def parse_day_line(line: str) -> DayLine:
     except ValueError:
         day = None
     if found is None or day is None:
-        raise DataError(
-            f"This is no line of a day: {line.strip()[:80]!r}.", "Give lines of fintune quant build."
-        )
+        raise DataError(f"This is no line of a day: {line.strip()[:80]!r}.", "Give lines of fintune quant build.")
     return DayLine(
         day=day,
         ticker=found["ticker"],
