@@ -13,7 +13,6 @@ from fintune.reporting.tables import Table
 from fintune.reporting.wording import p_phrase, p_value
 from fintune.schema.results import Estimate
 
-_PERSISTENT = 0.15
 _UNITS = {"log_score": ("log-likelihood", "nats"), "crps": ("CRPS", "percent points")}
 
 
@@ -57,15 +56,16 @@ def differences_table(found: QuantEvaluation) -> Table:
             _UNITS[one.score][0],
             _interval(one.difference, signed=True),
             p_value(one.holm_p),
+            p_value(one.week_holm_p),
             f"{one.persistence:+.2f}",
             one.verdict,
         )
         for one in found.differences
     )
-    columns = ("Against", "Score", "Difference", "p (Holm)", "Persistence", "Verdict")
+    columns = ("Against", "Score", "Difference", "p (Holm)", "by week", "Persistence", "Verdict")
     note = (
-        "Days are swapped as a whole; p (Holm) is corrected over the models of a score. Persistence: correlation of "
-        "the daily difference with the day before's; days count as independent, which holds near 0."
+        "Days (then weeks) are swapped as a whole; p is corrected over the models of a score. Persistence: correlation "
+        "of the daily difference with the day before's. Better or worse only where both tests say so."
     )
     first = found.scores[0].name
     return Table("quant-differences", f"{first} minus each other model", columns, rows, text_columns=2, note=note)
@@ -75,11 +75,6 @@ def verdict_sentences(found: QuantEvaluation) -> list[str]:
     """Better, worse or not told apart, from each baseline; then what was chosen and what went wrong."""
     first = found.scores[0].name
     lines = [_verdict(first, one) for one in found.differences if one.score == "log_score"]
-    if any(abs(one.persistence) > _PERSISTENT for one in found.differences):
-        lines.append(
-            "Some daily differences resemble the day before's (persistence above 0.15): their intervals and p-values "
-            "are too narrow."
-        )
     lines += [f"{one.name}: {one.chosen} (chosen on validation days)." for one in found.scores if one.chosen]
     lines += [f"{one.name}: {_counts(one.counts)}." for one in found.scores if one.counts]
     return lines
@@ -94,7 +89,7 @@ def _verdict(first: str, one: Difference) -> str:
     unit = _UNITS[one.score][1]
     said = "not told apart from" if one.verdict == "not told apart" else f"{one.verdict} than"
     return f"{first} is {said} {one.reference}: {_interval(one.difference, signed=True)} {unit} a ticker-day, " + (
-        f"{p_phrase(one.holm_p)} after Holm."
+        f"{p_phrase(one.holm_p)} after Holm, by week {p_phrase(one.week_holm_p)}."
     )
 
 

@@ -58,9 +58,9 @@ class Difference:
         difference: with its interval by day.
         p: two-sided, days swapped at random.
         holm_p: corrected over all other models.
-        persistence: correlation of a day's mean difference with the day before's; far from 0, days are no independent
-            groups, and interval and p are too narrow.
-        verdict: whether the first model is better; by ``holm_p`` and the interval.
+        week_holm_p: the same with whole weeks swapped, which allows for days that resemble the day before.
+        persistence: correlation of a day's mean difference with the day before's; near 0, days are independent groups.
+        verdict: whether the first model is better: only where the interval excludes 0 and both tests say so.
     """
 
     reference: str
@@ -68,6 +68,7 @@ class Difference:
     difference: Estimate
     p: float
     holm_p: float
+    week_holm_p: float
     persistence: float
     verdict: Verdict
 
@@ -103,6 +104,7 @@ def evaluate_forecasts(
     days = targets.days.dates[targets.rows]
     values = [_values(targets, one) for one in forecasts]
     sums = [group_sums(one, targets.day) for one in values]
+    weekly = [group_sums(one, targets.week) for one in values]
     return QuantEvaluation(
         split=split,
         n=len(targets.rows),
@@ -125,7 +127,7 @@ def evaluate_forecasts(
         differences=tuple(
             difference
             for score in SCORES[:2]
-            for difference in _differences([one.name for one in forecasts], sums, score, confidence, seed)
+            for difference in _differences([one.name for one in forecasts], sums, weekly, score, confidence, seed)
         ),
     )
 
@@ -156,19 +158,24 @@ def _estimates(sums: Floats, confidence: float, seed: int) -> dict[str, Estimate
 
 
 def _differences(
-    names: Sequence[str], sums: Sequence[Floats], score: str, confidence: float, seed: int
+    names: Sequence[str],
+    sums: Sequence[Floats],
+    weekly: Sequence[Floats],
+    score: str,
+    confidence: float,
+    seed: int,
 ) -> list[Difference]:
     place = SCORES.index(score)
-    ours, others = sums[0], sums[1:]
-    p_values = [swap_p(ours, theirs, _mean(place), seed=seed) for theirs in others]
-    corrected = holm(p_values)
+    by_day, by_week = (
+        [swap_p(grouped[0], theirs, _mean(place), seed=seed) for theirs in grouped[1:]] for grouped in (sums, weekly)
+    )
     found = []
-    for name, theirs, p, holm_p in zip(names[1:], others, p_values, corrected, strict=True):
-        gaps = np.stack([ours[:, place] - theirs[:, place], ours[:, -1]], axis=1)
+    for name, theirs, p, holm_p, week_p in zip(names[1:], sums[1:], by_day, holm(by_day), holm(by_week), strict=True):
+        gaps = np.stack([sums[0][:, place] - theirs[:, place], theirs[:, -1]], axis=1)
         replicates = replicate(gaps, n_resamples=_RESAMPLES, seed=seed)
         gap = estimate(replicates, _mean(0), confidence=confidence, bounds=(-np.inf, np.inf))
-        verdict = _verdict(gap, holm_p, less_is_better=score == "crps")
-        found.append(Difference(name, score, gap, p, holm_p, _persistence(gaps), verdict))
+        verdict = _verdict(gap, max(holm_p, week_p), less_is_better=score == "crps")
+        found.append(Difference(name, score, gap, p, holm_p, week_p, _persistence(gaps), verdict))
     return found
 
 

@@ -49,7 +49,8 @@ class DayTable:
 
     def in_split(self, split: str) -> npt.NDArray[np.bool_]:
         """(D,) which rows belong to a split."""
-        return self.split == SPLITS.index(split)
+        chosen: npt.NDArray[np.bool_] = self.split == SPLITS.index(split)
+        return chosen
 
     def series(self) -> Iterator[slice]:
         """The rows of each ticker."""

@@ -38,7 +38,8 @@ class Targets:
     @property
     def code(self) -> Ints:
         """(N,) bins that came true."""
-        return self.days.codes[self.rows, CHANGE]
+        code: Ints = self.days.codes[self.rows, CHANGE]
+        return code
 
     @property
     def volatility(self) -> Floats:
@@ -60,6 +61,13 @@ class Targets:
         """(N,) number of the date, by which statistics cluster: the tickers of a day move together."""
         day: Ints = np.unique(self.days.dates[self.rows], return_inverse=True)[1].astype(np.int64)
         return day
+
+    @property
+    def week(self) -> Ints:
+        """(N,) number of the week, for a second look where the days of a week resemble each other."""
+        weeks = self.days.dates[self.rows].astype("datetime64[W]")
+        week: Ints = np.unique(weeks, return_inverse=True)[1].astype(np.int64)
+        return week
 
 
 @dataclass(frozen=True)
