@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from fintune.forecasting.quant.building import build as build_folder
 from fintune.forecasting.quant.comparison import QuantEvaluation, evaluate_forecasts
 from fintune.forecasting.quant.days import read_days
 from fintune.forecasting.quant.forecasts import Forecasts, Targets, targets_of
+from fintune.forecasting.quant.starting import head_width
 from fintune.schema.errors import ModelError, RecipeError, RunError
 from fintune.schema.run_directory import RunDirectory, write_json
 from fintune.sources.quant.codec import Codec
@@ -51,17 +53,17 @@ def quant_build(
         least_days: a ticker with fewer training days is left out.
         window_days: days a training block holds.
         layers: of the GPT.
-        width: of the GPT, a multiple of 16.
+        width: of the GPT, a multiple of 16, from 256 on of 64.
         seed: of its first weights.
 
     Raises:
         DataError: the prices cannot be read, or too few are left.
         RecipeError: a number makes no sense.
     """
-    if min(limit or 1, layers, least_days) < 1 or window_days < LEAST_WINDOW or width < 16 or width % 16:
+    if min(limit or 1, layers, least_days) < 1 or window_days < LEAST_WINDOW or width < 16 or width % head_width(width):
         raise RecipeError(
-            "Limit, layers and least days are 1 or more, a window holds 2 days, the width is a multiple of 16.",
-            "Leave them out to take the defaults.",
+            "The limit, layers, days or width of the GPT make no sense together.",
+            "Take 1 or more, 2 days a window, and a width in steps of 16, from 256 on in steps of 64.",
         )
     settings = BuildSettings(
         tickers=tuple(tickers) if tickers else None,
@@ -143,7 +145,7 @@ def _gpt(run: Path, codec: Codec, targets: Targets, window_days: int, device: st
         codec,
         targets,
         window_days=window_days,
-        on_batch=lambda done, total: tell("forecasting", done, total),
+        on_batch=partial(tell, "forecasting"),
     )
 
 
@@ -165,9 +167,7 @@ def _baselines(targets: Targets, validation: Targets, garch_folder: Path | None,
     if garch_folder is None:
         return simple
     shapes: tuple[Literal["normal", "t"], ...] = ("normal", "t")
-    return simple + [
-        garch(targets, shape, garch_folder, lambda done, total: tell("fitting GARCH", done, total)) for shape in shapes
-    ]
+    return simple + [garch(targets, shape, garch_folder, partial(tell, f"fitting GARCH, {shape}")) for shape in shapes]
 
 
 def _plain(found: QuantEvaluation) -> dict[str, object]:

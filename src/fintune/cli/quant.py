@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -30,7 +32,7 @@ def build(
     least_days: Annotated[int, typer.Option(min=1, help="Leave out tickers with fewer training days.")] = 250,
     window_days: Annotated[int, typer.Option(min=2, help="Days a training block holds.")] = 32,
     layers: Annotated[int, typer.Option(min=1, help="Of the GPT.")] = 4,
-    width: Annotated[int, typer.Option(min=16, help="Of the GPT; a multiple of 16.")] = 64,
+    width: Annotated[int, typer.Option(min=16, help="Of the GPT; a multiple of 16, from 256 on of 64.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of its first weights.")] = 17,
 ) -> None:
     """Write tokens and lines of words by split, a tokenizer with an untrained GPT, and a recipe that trains it."""
@@ -70,15 +72,32 @@ def evaluate(
     """Score next-day distributions by likelihood, with intervals and paired tests by day."""
     from fintune.cli.tables import as_rich
     from fintune.quant import quant_evaluate, results_file
-    from fintune.reporting.quant import differences_table, pit_sentence, scores_table, verdict_sentences
+    from fintune.reporting.quant import differences_tables, pit_sentence, scores_table, verdict_sentences
 
     output: Output = context.obj
-    with output.quiet_stdout():
-        found = quant_evaluate(run, data=data, split=split, garch=garch)
-    output.say("", as_rich(scores_table(found)), as_rich(differences_table(found)))
+    with output.quiet_stdout(), _progress(output) as tell:
+        found = quant_evaluate(run, data=data, split=split, garch=garch, on_progress=tell)
+    output.say("", as_rich(scores_table(found)), *map(as_rich, differences_tables(found)))
     output.say(*verdict_sentences(found), pit_sentence(found.scores[0]))
     output.say(f"\nresults  {results_file(run, split)}")
     output.emit(found)
+
+
+@contextmanager
+def _progress(output: Output) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each thing that takes long, gone when all is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bars: dict[str, Any] = {}
+    with Progress(console=Console(stderr=True, quiet=output.silent), transient=True) as progress:
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=total)
+            progress.update(bars[what], completed=done)
+
+        yield tell
 
 
 def _day(given: datetime | None) -> date | None:

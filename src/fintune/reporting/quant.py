@@ -44,31 +44,30 @@ def scores_table(found: QuantEvaluation) -> Table:
         f"{found.confidence:.0%} intervals by day. Log-likelihood of the realised one of {found.n_bins} bins in nats "
         "(more is better); CRPS in percent points (less is better); shares of outcomes in the central intervals."
     )
-    columns = ("Model", "Log-likelihood", "CRPS", "In 50%", "In 90%")
+    columns = ("Model", "Log-likelihood", "CRPS", "In 50 / 90 %")
     return Table("quant-scores", caption, columns, rows, note=note, emphasised=frozenset({0}))
 
 
-def differences_table(found: QuantEvaluation) -> Table:
-    """The first model against every other."""
-    rows = tuple(
-        (
-            one.reference,
-            _UNITS[one.score][0],
-            _interval(one.difference, signed=True),
-            p_value(one.holm_p),
-            p_value(one.week_holm_p),
-            f"{one.persistence:+.2f}",
-            one.verdict,
-        )
-        for one in found.differences
-    )
-    columns = ("Against", "Score", "Difference", "p (Holm)", "by week", "Persistence", "Verdict")
+def differences_tables(found: QuantEvaluation) -> list[Table]:
+    """The first model against every other, a table for each score."""
     note = (
-        "Days (then weeks) are swapped as a whole; p is corrected over the models of a score. Persistence: correlation "
-        "of the daily difference with the day before's. Better or worse only where both tests say so."
+        "p: the larger one of two tests, which swap whole days and whole weeks, each corrected over these models "
+        "(Holm). Better or worse only where both and the interval say so."
     )
-    first = found.scores[0].name
-    return Table("quant-differences", f"{first} minus each other model", columns, rows, text_columns=2, note=note)
+    tables = []
+    for score, (name, unit) in _UNITS.items():
+        rows = tuple(
+            (one.reference, _interval(one.difference, signed=True), p_value(_larger_p(one)), one.verdict)
+            for one in found.differences
+            if one.score == score
+        )
+        caption = f"{found.scores[0].name} minus each other model: {name} in {unit}"
+        tables.append(Table(f"quant-{score}", caption, ("Against", "Difference", "p", "Verdict"), rows, note=note))
+    return tables
+
+
+def _larger_p(one: Difference) -> float:
+    return max(one.holm_p, one.week_holm_p)
 
 
 def verdict_sentences(found: QuantEvaluation) -> list[str]:
@@ -94,15 +93,15 @@ def _verdict(first: str, one: Difference) -> str:
 
 
 def _row(one: ModelScores) -> tuple[str, ...]:
-    shares = [f"{100 * one.metrics[name].value:.1f}%" for name in ("coverage_50", "coverage_90")]
-    return (one.name, *(_interval(one.metrics[name]) for name in ("log_score", "crps")), *shares)
+    shares = " / ".join(f"{100 * one.metrics[name].value:.1f}" for name in ("coverage_50", "coverage_90"))
+    return (one.name, *(_interval(one.metrics[name], places=3) for name in ("log_score", "crps")), f"{shares} %")
 
 
-def _interval(estimate: Estimate, signed: bool = False) -> str:
-    form = "+.4f" if signed else ".4f"
+def _interval(estimate: Estimate, signed: bool = False, places: int = 4) -> str:
+    form = f"{'+' if signed else ''}.{places}f"
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:{form}}"
-    return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
+    return f"{estimate.value:{form}} ({estimate.low:{form}}, {estimate.high:{form}})"
 
 
 def _counts(counts: Mapping[str, float]) -> str:

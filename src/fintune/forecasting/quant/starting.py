@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 UNTRAINED = "untrained"
 RECIPE = "recipe.yaml"
 _SPECIAL = ("<|start|>", "<|end|>", "<|unknown|>")
-_HEAD = 16  # width of a head of attention
 _TEMPLATE = """\
 # Trains a GPT from scratch on the price tokens of this folder; written by fintune quant build.
 # fintune train {folder}/recipe.yaml; then fintune quant evaluate RUN --data {folder} --split validation
@@ -89,12 +88,17 @@ def tokenizer_of(codec: Codec) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def head_width(width: int) -> int:
+    """Width of a head of attention: GPT-2's 64, and less in models too narrow for several of those."""
+    return 64 if width >= 256 else 16
+
+
 def write_start(folder: Path, codec: Codec, layers: int, width: int, seed: int) -> None:
     """Writes an untrained GPT with its tokenizer into ``untrained``."""
     from fintune.models.gpt import optimised, write_untrained
 
     tokenizer = tokenizer_of(codec)
-    shape = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": max(1, width // _HEAD)}
+    shape = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": width // head_width(width)}
     write_untrained(folder / UNTRAINED, optimised("tiny", len(tokenizer), **shape), tokenizer, seed=seed)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from fintune.schema.errors import DataError
 from fintune.sources.quant.moves import EVENTS, Moves
 
+_WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _LINE = re.compile(
     r"(?P<day>\d{4}-\d\d-\d\d) \w{3} (?P<ticker>\S+) opened (?P<opened>[+-]\d+\.\d\d)%, closed "
     r"(?P<closed>[+-]\d+\.\d\d)%, range (?P<spread>\d+\.\d\d)% \(ended at (?P<position>\d+)%\), "
@@ -57,7 +58,7 @@ class DayLine:
         plural = "" if self.missed == 1 else "s"
         missed = f", {self.missed} session{plural} missed before" if self.missed else ""
         return (
-            f"{self.day} {self.day:%a} {self.ticker} opened {self.opened + 0.0:+.2f}%, "
+            f"{self.day} {_WEEKDAYS[self.day.weekday()]} {self.ticker} opened {self.opened + 0.0:+.2f}%, "
             f"closed {self.closed + 0.0:+.2f}%, range {self.spread:.2f}% (ended at {self.position}%), "
             f"volume {self.volume:.2f}x{event}{missed}"
         )
