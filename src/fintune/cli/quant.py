@@ -75,10 +75,13 @@ def evaluate(
     from fintune.reporting.quant import differences_tables, pit_sentence, scores_table, verdict_sentences
 
     output: Output = context.obj
+    again = split == "test" and results_file(run, split).exists()
     with output.quiet_stdout(), _progress(output) as tell:
         found = quant_evaluate(run, data=data, split=split, garch=garch, on_progress=tell)
     output.say("", as_rich(scores_table(found)), *map(as_rich, differences_tables(found)))
     output.say(*verdict_sentences(found), pit_sentence(found.scores[0]))
+    if again:
+        output.say("This run's test days were scored before: choose among models on validation days.")
     output.say(f"\nresults  {results_file(run, split)}")
     output.emit(found)
 

@@ -58,10 +58,13 @@ def test_the_command_scores_a_model_and_says_who_won(built, capsys):
     assert main(["quant", "evaluate", model, "--data", data, "--no-garch"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "GPT is worse than random walk, empirical" in said and "context: level" in said
+    assert "scored before" not in said
     found = json.loads((built / "data" / "untrained" / "quant_test.json").read_text())
     assert [one["name"] for one in found["scores"]][:2] == ["GPT", "random walk, normal"]
     assert found["scores"][0]["metrics"]["log_score"]["value"] == pytest.approx(-np.log(32), abs=1e-6)
     assert found["n_days"] == 63 and found["n"] == 3 * 63
+    assert main(["quant", "evaluate", model, "--data", data, "--no-garch"]) == 0
+    assert "test days were scored before" in " ".join(capsys.readouterr().out.split())
 
 
 def test_mistakes_are_said(built, tmp_path, capsys):
@@ -82,8 +85,8 @@ def test_mistakes_are_said(built, tmp_path, capsys):
 def test_the_recipe_trains_and_the_run_is_scored(built, tmp_path):
     recipe = load_recipe(built / "data" / "recipe.yaml")
     assert recipe.training.max_length == 8 * 8 + 1
-    few = ["training.max_steps=40", "training.eval_steps=20", "training.learning_rate=1e-2"]
+    few = ["training.max_steps=40", "training.eval_steps=20", "training.save_steps=20", "training.learning_rate=1e-2"]
     fintune.train(str(built / "data" / "recipe.yaml"), overrides=few, output_dir=tmp_path / "run")
     found = fintune.quant_evaluate(tmp_path / "run", data=built / "data", split="validation", garch=False)
     assert found.scores[0].metrics["log_score"].value > -np.log(32) + 0.1
-    assert found.scores[0].counts["probability given to tokens that are no change"] < 0.1
+    assert found.scores[0].counts["probability given to tokens that are no change"] < 0.2
