@@ -24,7 +24,7 @@ def build_sentences(facts: BuildFacts) -> list[str]:
         f"{facts.first_test}; {facts.vocabulary} tokens, 8 a day.",
         f"Rows left out of {facts.rows:,}: {_counts(facts.dropped_rows)}. Tickers left out: "
         f"{_counts(facts.dropped_tickers)}. First days that only start the volatility: {facts.warm_up_days:,}.",
-        f"Days after the day before: {_counts(facts.gaps)}. Adjustments: {_counts(facts.events)}.",
+        f"Days: {_counts(facts.gaps)}. Adjustments: {_counts(facts.events)}.",
         f"Changes decoded from their bins miss the real ones by {facts.change_rmse:.1%} of their size (root mean "
         f"square), {facts.change_rmse_inner:.1%} without the {facts.change_tail:,} beyond 5 expected sizes.",
     ]

@@ -36,6 +36,7 @@ from fintune.sources.quant.moves import EVENTS, WARM_UP, Moves, moves_of
 FACTS = "quant.json"
 DAYS = "days.parquet"
 _SHARES = (0.7, 0.85)
+_GAPS = ("after the session before", "after a longer rest", "one missed", "two to four missed", "five or more missed")
 _TAIL = 5.0  # a change this many times the expected size lies in an outer bin, whose centre says little of it
 
 
@@ -241,7 +242,7 @@ def _facts(
         dropped_rows=dict(table.dropped),
         dropped_tickers=dropped,
         warm_up_days=(WARM_UP + 1) * len(days.tickers),
-        gaps=dict(zip(("next session", "market rested", "1 missed", "2 to 4 missed", "5 or more"), gaps, strict=True)),
+        gaps=dict(zip(_GAPS, gaps, strict=True)),
         events=dict(zip(EVENTS, events, strict=True)),
         adjusted=table.adjusted,
         vocabulary=sum(codec.sizes),
