@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fintune.curriculum import CurriculumTrainer
     from fintune.flare import FLAREEvaluator
     from fintune.judging import judge
+    from fintune.quant import quant_build, quant_evaluate
 
 _ON_DEMAND = {
     "answer": "fintune.answering",
@@ -46,6 +47,8 @@ _ON_DEMAND = {
     "FLAREEvaluator": "fintune.flare",
     "collect": "fintune.collecting",
     "judge": "fintune.judging",
+    "quant_build": "fintune.quant",
+    "quant_evaluate": "fintune.quant",
 }
 
 __all__ = [
@@ -69,6 +72,8 @@ __all__ = [
     "load",
     "prepare_data",
     "preview",
+    "quant_build",
+    "quant_evaluate",
     "recipes",
     "report",
     "tasks",

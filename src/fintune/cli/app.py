@@ -36,6 +36,7 @@ from fintune.cli.predicting import (
     read_lines,
     unmarked,
 )
+from fintune.cli.quant import quant_app
 from fintune.cli.rationales import rationales
 from fintune.cli.task_commands import tasks_app
 
@@ -52,6 +53,7 @@ app.add_typer(adapters_app)
 app.add_typer(bench_app)
 app.add_typer(data_app)
 app.add_typer(gpt_app)
+app.add_typer(quant_app)
 app.add_typer(tasks_app)
 app.command()(collect)
 app.command()(backtest)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from fintune.forecasting.prices import Prices
 from fintune.forecasting.signals import Signal
 from fintune.metrics.classification import Floats
 from fintune.schema.errors import DataError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Rule = Literal["sign", "magnitude"]
 Weights = Mapping[str, float]
@@ -233,5 +230,5 @@ def _has_open(prices: Prices, symbol: str, session: int) -> bool:
 
 
 def _day(prices: Prices, session: int) -> date:
-    found: pd.Timestamp = prices.sessions[session]
-    return found.date()
+    day: date = prices.sessions[session].date()
+    return day
