@@ -34,6 +34,7 @@ from fintune.schema.recipe import Recipe  # noqa: E402
 if TYPE_CHECKING:
     from fintune.backtesting import backtest
     from fintune.collecting import collect
+    from fintune.corpora import build_corpus
     from fintune.curriculum import CurriculumTrainer
     from fintune.flare import FLAREEvaluator
     from fintune.judging import judge
@@ -42,6 +43,7 @@ _ON_DEMAND = {
     "backtest": "fintune.backtesting",
     "CurriculumTrainer": "fintune.curriculum",
     "FLAREEvaluator": "fintune.flare",
+    "build_corpus": "fintune.corpora",
     "collect": "fintune.collecting",
     "judge": "fintune.judging",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "TrainingOutcome",
     "adapters",
     "backtest",
+    "build_corpus",
     "check_data",
     "collect",
     "compare",

@@ -14,6 +14,7 @@ from fintune.cli.adapter_commands import adapters_app
 from fintune.cli.backtesting import backtest
 from fintune.cli.collecting import collect
 from fintune.cli.comparing import compare
+from fintune.cli.corpus import corpus_app
 from fintune.cli.data_commands import data_app
 from fintune.cli.demo import demo
 from fintune.cli.estimating import estimate
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 
 app.add_typer(adapters_app)
+app.add_typer(corpus_app)
 app.add_typer(data_app)
 app.add_typer(tasks_app)
 app.command()(collect)
