@@ -11,18 +11,18 @@ import re
 from collections.abc import Collection, Iterable
 from math import ceil
 
-from fintune.sources.text import normalise_text
-
 MIN_DOCUMENTS = 10
 _MIN_LETTERS = 12
 _CAPACITY = 200_000
+_MOST_CHARACTERS = 160
+_RIGHTS = "all rights reserved"
 _FOOTER = re.compile(
-    r"(?:reuters?|copyright\b.{0,80}|(?:\(c\)|©).{0,80}|all rights reserved\.?|.{0,60}\ball rights reserved\.?"
-    r"|click here (?:for|to)\b.{0,80}|read (?:more|also|next)\b.{0,80}|sign up (?:for|to)\b.{0,80}|subscribe (?:to|now)\b.{0,80}"
-    r"|our standards: the thomson reuters trust principles\.?|follow us on\b.{0,60}|share this (?:article|story)\b.{0,40}"
-    r"|\(?(?:reporting|writing|editing) by\b.{0,120}|advertisement|for more information,? (?:visit|contact)\b.{0,80})",
-    re.IGNORECASE,
+    r"(?:reuters?|copyright\b.*|(?:\(c\)|©).*|click here (?:for|to)\b.*|read (?:more|also|next)\b.*|sign up (?:for|to)\b.*"
+    r"|subscribe (?:to|now)\b.*|our standards: the thomson reuters trust principles\.?|follow us on\b.*"
+    r"|share this (?:article|story)\b.*|\(?(?:reporting|writing|editing) by\b.*|advertisement"
+    r"|for more information,? (?:visit|contact)\b.*)"
 )
+"""Of a line in lower case."""
 
 
 class LineCounter:
@@ -59,8 +59,8 @@ class LineCounter:
 
 
 def line_key(line: str) -> bytes | None:
-    """What lines are compared by, letters and digits; None for a line with few, which may well recur."""
-    letters = normalise_text(line)
+    """What lines are compared by: all but case and blanks; None for a short line, which may well recur."""
+    letters = "".join(line.lower().split())
     if len(letters) < _MIN_LETTERS:
         return None
     return hashlib.blake2b(letters.encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -69,9 +69,16 @@ def line_key(line: str) -> bytes | None:
 def without_lines(text: str, repeated: Collection[bytes]) -> tuple[str, int]:
     """The text without repeated lines and known footers, and how many went."""
     lines = text.split("\n")
-    kept = [line for line in lines if not _FOOTER.fullmatch(line.strip()) and line_key(line) not in repeated]
+    kept = [line for line in lines if not _is_footer(line) and (not repeated or line_key(line) not in repeated)]
     removed = len(lines) - len(kept)
     return ("\n".join(kept).strip() if removed else text), removed
+
+
+def _is_footer(line: str) -> bool:
+    if len(line) > _MOST_CHARACTERS:
+        return False
+    words = line.strip().lower()
+    return _RIGHTS in words or _FOOTER.fullmatch(words) is not None
 
 
 def as_keys(keys: Iterable[str]) -> frozenset[bytes]:

@@ -16,8 +16,6 @@ _TAG = re.compile(r"</?(?:p|div|br|span|a|b|i|em|strong|ul|ol|li|table|tr|td|th|
 _BLOCKS = "p,div,br,li,ul,ol,tr,table,h1,h2,h3,h4,h5,h6,blockquote,article,section,pre,figure,dd,dt"
 _REMOVED = ["script", "style", "noscript", "nav", "header", "footer", "aside", "form", "iframe", "svg", "template"]
 _BREAK = "\ue000"
-_BLANKS = re.compile(r"[^\S\n]+")
-_TRAILING = re.compile(r"[^\S\n]+\n")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 _WRAPPED_FROM, _WRAPPED_TO = 45, 90
 _LIST_ITEM = re.compile(r"[-*+•>|]\s|\d{1,3}[.)]\s")
@@ -64,31 +62,35 @@ def text_of_html(markup: str) -> str:
 def unwrapped(text: str) -> str:
     """Lines that were cut at a width of some 45 to 90 characters joined; an indented line begins a paragraph.
 
-    A text counts as wrapped where most of its lines are that long and go on in the middle of a sentence.
+    A text counts as wrapped where most of its lines are that long and go on in the middle of a sentence. There a shorter
+    line is joined too, unless a sentence ends with it: newswires cut a dateline off the first.
     """
     lines = text.split("\n")
     pairs = [(line, following) for line, following in zip(lines, lines[1:], strict=False) if line.strip()]
-    joinable = [_goes_on(line, following) for line, following in pairs]
-    cut = sum(ok and line.rstrip()[-1] not in ".!?:;\"'" for (line, _), ok in zip(pairs, joinable, strict=True))
+    cut = sum(_goes_on(line, following, _WRAPPED_FROM) and not _ends(line) for line, following in pairs)
     if cut < 2 or 2 * cut < sum(len(line.strip()) > _WRAPPED_FROM for line in lines):
         return text
     whole = [lines[0]]
     for before, line in zip(lines, lines[1:], strict=False):
-        if _goes_on(before, line):
+        if _goes_on(before, line, _WRAPPED_FROM if _ends(before) else 1):
             whole[-1] = f"{whole[-1].rstrip()} {line.lstrip()}"
         else:
             whole.append(line)
     return "\n".join(whole)
 
 
-def _goes_on(line: str, following: str) -> bool:
+def _goes_on(line: str, following: str, least: int) -> bool:
     starts = following[:1]
     return (
-        _WRAPPED_FROM <= len(line.rstrip()) <= _WRAPPED_TO
+        least <= len(line.rstrip()) <= _WRAPPED_TO
         and bool(starts)
         and not starts.isspace()
         and not _LIST_ITEM.match(following)
     )
+
+
+def _ends(line: str) -> bool:
+    return line.rstrip()[-1:] in tuple(".!?:;\"'")
 
 
 def _repaired(text: str) -> str:
@@ -101,7 +103,6 @@ def _repaired(text: str) -> str:
 
 
 def _tidy(text: str) -> str:
-    """Single blanks, no blank at line ends, at most one empty line; no step of its own, for every text has some."""
-    text = _BLANKS.sub(" ", text)
-    text = _EMPTY_LINES.sub("\n\n", _TRAILING.sub("\n", text))
-    return "\n".join(line.strip() for line in text.split("\n")).strip()
+    """Single blanks, none at line ends, at most one empty line; no step of its own, for every text has some."""
+    lines = [" ".join(line.split()) for line in text.split("\n")]
+    return _EMPTY_LINES.sub("\n\n", "\n".join(lines)).strip()

@@ -85,7 +85,8 @@ def plan_shards(kept: Iterator[tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.
                 rows.setdefault((split, shard), []).append((number, chosen[:room]))
                 counts[split] += len(chosen[:room])
                 chosen = chosen[room:]
-    return [ShardPlan(f"{split}-{shard:05d}", split, tuple(found)) for (split, shard), found in sorted(rows.items())]
+    ordered = sorted(rows.items(), key=lambda item: (SPLITS.index(item[0][0]), item[0][1]))
+    return [ShardPlan(f"{split}-{shard:05d}", split, tuple(found)) for (split, shard), found in ordered]
 
 
 def write_shard(

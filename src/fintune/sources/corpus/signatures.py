@@ -43,7 +43,8 @@ def windows(key: str) -> Hashes:
     packed = np.zeros(len(raw) - WINDOW_BYTES + 1, np.uint64)
     for offset in range(WINDOW_BYTES):
         packed = (packed << _ONE_BYTE) | raw[offset : offset + len(packed)]
-    return np.unique(packed)
+    packed.sort()
+    return packed[np.append(True, packed[1:] != packed[:-1])]
 
 
 def similarity(left: Hashes, right: Hashes) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 _SYMBOL = r"[A-Z][A-Z0-9]{0,4}(?:[.\-][A-Z]{1,2})?"
 _CASHTAG = re.compile(rf"(?<![\w$])\$({_SYMBOL})(?![\w])")
+_EXCHANGES = ("NYSE", "NASDAQ", "Nasdaq", "AMEX", "CBOE", "OTC", "TSX", "LSE", "ASX")
 _LISTED = re.compile(
     r"\b(?:NYSE(?: (?:American|Arca|MKT))?|NASDAQ(?:GS|GM|CM)?|Nasdaq(?:GS|GM|CM)?|AMEX|CBOE|OTC(?:QX|QB|MKTS|BB)?|TSXV?|LSE|ASX)"
     rf" ?: ?\$?({_SYMBOL})(?!\w)"
@@ -26,8 +27,10 @@ def tickers_in(text: str, known: Collection[str] = ()) -> list[str]:
         known: tickers that count in brackets alone, too.
     """
     found: list[tuple[int, str]] = []
-    for pattern in (_CASHTAG, _LISTED):
-        found += [(match.start(1), _with_dot(match[1])) for match in pattern.finditer(text)]
+    if "$" in text:
+        found += [(match.start(1), _with_dot(match[1])) for match in _CASHTAG.finditer(text)]
+    if ":" in text and any(exchange in text for exchange in _EXCHANGES):
+        found += [(match.start(1), _with_dot(match[1])) for match in _LISTED.finditer(text)]
     if known:
         bracketed = ((match.start(1), _with_dot(match[1])) for match in _BRACKETED.finditer(text))
         found += [(place, ticker) for place, ticker in bracketed if ticker in known]
