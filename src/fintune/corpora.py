@@ -9,7 +9,7 @@
       statistics.md, statistics.html  the same for people, with figures/
       .work/                          pieces of a build that is not finished
 
-Enters: sources and settings. Leaves: that folder, and what is in it. A build that was stopped goes on with the same call.
+Enters: sources and settings. Leaves: that folder. A build that was stopped goes on with the same call.
 """
 
 from __future__ import annotations
@@ -159,9 +159,9 @@ class _Encoder:
         section = ModelSection(base=base)
         files = locate_base(section)
         self._tokenizer: Any = load_tokenizer(files, section)
-        end = self._tokenizer.convert_tokens_to_ids(_END_OF_TEXT)
+        end: Any = self._tokenizer.convert_tokens_to_ids(_END_OF_TEXT)
         known = end is not None and self._tokenizer.convert_ids_to_tokens(end) == _END_OF_TEXT
-        self.end = int(end if known else self._tokenizer.eos_token_id)
+        self.end: int = end if known else self._tokenizer.eos_token_id
         self.facts: dict[str, Any] = {
             "tokenizer": base,
             "tokenizer_sha256": _vocabulary_hash(self._tokenizer),

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from fintune.corpora import Corpus
 
 corpus_app = typer.Typer(
-    name="corpus", help="Build a corpus of texts for continued pretraining, look at it, export it.", no_args_is_help=True
+    name="corpus",
+    help="Build a corpus of texts for continued pretraining, look at it, export it.",
+    no_args_is_help=True,
 )
 _COLUMNS, _STEPS, _SPLITS = "Columns", "Cleaning", "Splits"
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished corpus.")]
@@ -27,13 +29,11 @@ def build(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Files (.jsonl, .csv, .parquet, .txt; .gz, .xz, .zst), folders, what collect wrote, data sets on the hub, "
-            "or a .yaml file that lists them.",
+            help="Files (.jsonl, .csv, .parquet, .txt; .gz, .xz, .zst), folders, what collect wrote, data sets on the "
+            "hub, or a .yaml file that lists them.",
         ),
     ],
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", "--output_dir", "-o", help="Folder of the corpus.")
-    ],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "--output_dir", "-o", help="Folder of the corpus.")],
     text: Annotated[str | None, typer.Option(help="Column with the text.", rich_help_panel=_COLUMNS)] = None,
     title: Annotated[str | None, typer.Option(help="Column with the title.", rich_help_panel=_COLUMNS)] = None,
     date: Annotated[str | None, typer.Option(help="Column with the day.", rich_help_panel=_COLUMNS)] = None,

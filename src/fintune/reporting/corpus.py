@@ -221,7 +221,10 @@ def _bars(title: str, values: Mapping[str, int], colour: str) -> Figure:
 
 
 def _split_row(split: str, shards: Sequence[ShardRecord], tokens: Mapping[str, int]) -> tuple[str, ...]:
-    days = [shard.first_day for shard in shards if shard.first_day], [shard.last_day for shard in shards if shard.last_day]
+    days = (
+        [shard.first_day for shard in shards if shard.first_day],
+        [shard.last_day for shard in shards if shard.last_day],
+    )
     return (
         split,
         min(days[0], default=_NONE),

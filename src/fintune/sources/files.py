@@ -39,8 +39,8 @@ def read_file(
     """Reads one data file by its suffix.
 
     Args:
-        path: a .csv, .tsv, .json, .jsonl or .txt file (PhraseBank's lines; each may be compressed), a .parquet, .xlsx or
-            .xlsm file, or an archive with exactly one of them.
+        path: a .csv, .tsv, .json, .jsonl or .txt file (PhraseBank's lines; each may be compressed), a .parquet,
+            .xlsx or .xlsm file, or an archive with exactly one of them.
         delimiter: of CSV; None detects it. Formats without one ignore it.
         encoding: of text; None detects it (PhraseBank's is ISO-8859-1).
         sheet: of a workbook; None takes the first.
@@ -96,8 +96,8 @@ def _open(file: Path, delimiter: str | None, encoding: str | None, sheet: str | 
     if reader is None:
         raise DataError(
             f"Data file {file} has the unknown suffix {file.suffix or '(none)'}.",
-            f"Use one of {', '.join(sorted(_PLAIN_SUFFIXES))}; text formats may be compressed (.gz, .xz, .zst), and one file may be "
-            f"in an archive ({', '.join(ARCHIVE_SUFFIXES)}).",
+            f"Use one of {', '.join(sorted(_PLAIN_SUFFIXES))}; text formats may be compressed (.gz, .xz, .zst), and "
+            f"one file may be in an archive ({', '.join(ARCHIVE_SUFFIXES)}).",
         )
     return reader(file, delimiter, encoding)
 

@@ -63,7 +63,9 @@ def _files_by_split(place: Path) -> dict[str, list[Path]]:
     """Files named after a split, grouped; shards of one split are read in the order of their names."""
     found: dict[str, dict[tuple[str, str], list[Path]]] = {}
     for file in sorted(place.iterdir()):
-        suffixes = "".join(file.suffixes[-2:] if file.suffix.lower() in COMPRESSED_SUFFIXES else file.suffixes[-1:]).lower()
+        suffixes = "".join(
+            file.suffixes[-2:] if file.suffix.lower() in COMPRESSED_SUFFIXES else file.suffixes[-1:]
+        ).lower()
         match = _SPLIT_STEM.fullmatch(file.name[: len(file.name) - len(suffixes)])
         if match is None or not file.is_file() or file.suffix.lower() not in DATA_SUFFIXES:
             continue

@@ -35,7 +35,9 @@ def token_type(vocabulary: int) -> str:
     return "<u2" if vocabulary <= 2**16 else "<u4"
 
 
-def write_tokens(bin_file: Path, ends_file: Path, batches: Iterable[Sequence[Sequence[int]]], kind: str, end: int) -> int:
+def write_tokens(
+    bin_file: Path, ends_file: Path, batches: Iterable[Sequence[Sequence[int]]], kind: str, end: int
+) -> int:
     """Writes the documents of one shard and returns how many tokens it has.
 
     Args:

@@ -9,7 +9,9 @@ FOOTER = "You are receiving this because you subscribed to the daily wire."
 def articles(count=120, seed=5):
     """Rows with title, body, date and ticker; some repeat, some are too short, some are HTML, all end alike."""
     draw = random.Random(seed)
-    words = [f"{draw.choice('bcdfglmnprst')}{a}{b}" for a in "aeiou" for b in ("nd", "rket", "lling", "ses", "x", "tter")]
+    words = [
+        f"{draw.choice('bcdfglmnprst')}{a}{b}" for a in "aeiou" for b in ("nd", "rket", "lling", "ses", "x", "tter")
+    ]
     rows = []
     for number in range(count):
         sentence = [" ".join(draw.choices(words, k=12)) + "." for _ in range(draw.randint(2, 6))]

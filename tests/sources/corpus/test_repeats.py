@@ -14,7 +14,9 @@ from fintune.sources.corpus.plain import MARKER, read_plain, write_plain
 from fintune.sources.corpus.repeats import EQUAL, KEPT, NEAR, Repeats
 from fintune.sources.corpus.signatures import band_hashes, compared_by, digest_of, similarity, windows
 
-WORDS = [f"{a}{b}" for a in ("ba", "ko", "lu", "mi", "ne", "ro", "su", "ti") for b in ("nd", "rket", "lling", "sing", "x")]
+WORDS = [
+    f"{a}{b}" for a in ("ba", "ko", "lu", "mi", "ne", "ro", "su", "ti") for b in ("nd", "rket", "lling", "sing", "x")
+]
 THRESHOLD = 0.8
 
 
@@ -111,7 +113,14 @@ def stop_after(calls):
 
 
 def test_texts_too_short_for_a_window_repeat_only_equal_ones(tmp_path):
-    assert found_by(tmp_path, ["up 8%", "UP 8 %", "up 9%", "€", "€", "$"], 4)[1] == [KEPT, EQUAL, KEPT, KEPT, EQUAL, KEPT]
+    assert found_by(tmp_path, ["up 8%", "UP 8 %", "up 9%", "€", "€", "$"], 4)[1] == [
+        KEPT,
+        EQUAL,
+        KEPT,
+        KEPT,
+        EQUAL,
+        KEPT,
+    ]
 
 
 lines = st.one_of(st.text(st.characters(exclude_characters="\r\0", exclude_categories=["Cs"])), st.sampled_from(

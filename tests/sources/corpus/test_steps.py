@@ -32,9 +32,11 @@ def test_html_becomes_its_words_without_menus():
     [
         ("Profit < 5 and revenue > 7 as expected.", ()),
         ("<p>Profit rose.</p>", ("html",)),
+        ("Computer Terminal Systems <P> and Emerson <EM> rose.", ()),
         ("Itâ€™s up 8%.", ("repair",)),
         (WIRE, ("unwrap",)),
         (FIGURES, ()),
+        ("\n".join(["Ford recalls two million cars over their brakes today"] * 5), ()),
     ],
 )
 def test_a_step_is_named_only_where_it_changed_something(text, steps):
@@ -62,10 +64,16 @@ def test_repeated_lines_are_found_in_bounded_memory_and_never_too_many():
 
 
 def test_boilerplate_goes_and_sentences_stay():
-    text = "Sales rose.\nThis call is being recorded today.\nReporting by A. Writer\nRead more about it in our report: x"
+    text = (
+        "(C) - Sales of exporters.\nThis call is being recorded today.\n"
+        "Reporting by A. Writer\nRead more about it in our report: x"
+    )
     cleaned, removed = without_lines(text, {line_key("This call is being recorded today.")})
-    assert (cleaned, removed) == ("Sales rose.", 3)
-    assert without_lines("Reuters said on Monday that sales rose.", ()) == ("Reuters said on Monday that sales rose.", 0)
+    assert (cleaned, removed) == ("(C) - Sales of exporters.", 3)
+    assert without_lines("Reuters said on Monday that sales rose.", ()) == (
+        "Reuters said on Monday that sales rose.",
+        0,
+    )
 
 
 def test_private_data_is_replaced_where_its_check_digit_is_right():
@@ -81,9 +89,9 @@ def test_private_data_is_replaced_where_its_check_digit_is_right():
 
 
 def test_tickers_are_listed_once_in_order():
-    text = "$AAPL and $BRK.B rose; IBM (NYSE: IBM), (NASDAQ:MSFT) and Ford (F) fell; (US) cost $5; $AAPL again."
-    assert tickers_in(text) == ["AAPL", "BRK.B", "IBM", "MSFT"]
-    assert tickers_in(text, {"F"}) == ["AAPL", "BRK.B", "IBM", "MSFT", "F"]
+    text = "$AAPL and $BRK.B rose; IBM (NYSE: IBM), (NASDAQ:MSFT) and Ford (F) fell; (US) cost $5; $AAPL and <GM>."
+    assert tickers_in(text) == ["AAPL", "BRK.B", "IBM", "MSFT", "GM"]
+    assert tickers_in(text, {"F"}) == ["AAPL", "BRK.B", "IBM", "MSFT", "F", "GM"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A news corpus for continued pretraining: any sources in, clean documents without repeats out, split by date.
 
-Enters: ``CorpusSource`` objects and a ``Cleaning``. Leaves: Parquet files with text, title, date, source, tickers and id,
-and counts of everything that was dropped or changed.
+Enters: ``CorpusSource`` objects and a ``Cleaning``. Leaves: Parquet files with text, title, date, source, tickers and
+id, and counts of everything that was dropped or changed.
 """
 
 from fintune.sources.corpus.build import Documents, build_documents

@@ -4,12 +4,12 @@
 
     read    each source once: columns, letters, HTML, line ends      .work/read/00-00000.arrow
     lines   lines that many documents of a source share              .work/lines/00.json
-    clean   boilerplate, length, script, private data, tickers       .work/clean/000000.arrow, .digests.npy, .bands.npy
+    clean   boilerplate, length, script, private data, tickers       .work/clean/000000.arrow, .digests, .bands
     repeats equal and similar documents of the whole corpus          .work/repeats/
     write   what stays, by split                                     documents/train-00000.parquet
 
-Enters: opened sources and settings. Leaves: shards and counts. Every piece depends on the sources and settings alone, so
-that a build that was killed goes on after its last whole piece and ends in the same bytes.
+Enters: opened sources and settings. Leaves: shards and counts. Every piece depends on the sources and settings alone,
+so that a build that was killed goes on after its last whole piece and ends in the same bytes.
 """
 
 from __future__ import annotations

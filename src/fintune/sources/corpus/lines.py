@@ -17,7 +17,8 @@ _CAPACITY = 200_000
 _MOST_CHARACTERS = 160
 _RIGHTS = "all rights reserved"
 _FOOTER = re.compile(
-    r"(?:reuters?|copyright\b.*|(?:\(c\)|©).*|click here (?:for|to)\b.*|read (?:more|also|next)\b.*|sign up (?:for|to)\b.*"
+    r"(?:reuters?|copyright\b.*|(?:\(c\)|©) ?(?:copyright|(?:19|20)\d\d)\b.*|click here (?:for|to)\b.*"
+    r"|read (?:more|also|next)\b.*|sign up (?:for|to)\b.*"
     r"|subscribe (?:to|now)\b.*|our standards: the thomson reuters trust principles\.?|follow us on\b.*"
     r"|share this (?:article|story)\b.*|\(?(?:reporting|writing|editing) by\b.*|advertisement"
     r"|for more information,? (?:visit|contact)\b.*)"

@@ -82,7 +82,8 @@ def write_array(path: Path, values: npt.NDArray[Any]) -> None:
 
 def read_array(path: Path, *, mapped: bool = False) -> npt.NDArray[Any]:
     """An array of ``write_array``; ``mapped`` reads it as it is used."""
-    return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    found: npt.NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    return found
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:

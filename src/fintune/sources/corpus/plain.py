@@ -32,7 +32,8 @@ def write_plain(path: Path, texts: Iterable[str]) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with aside.open("w", encoding="utf-8", newline="\n") as stream:
-                for written, text in enumerate(texts, start=1):
+                for text in texts:
+                    written += 1
                     escaped = _LIKE_MARKER_LINE.sub(r"\\", text)
                     stream.write(f"{escaped}\n{MARKER}\n")
             aside.replace(path)

@@ -1,7 +1,7 @@
 """What identifies a person, replaced by its kind: e-mail addresses, phone, IBAN, card and US social security numbers.
 
-Enters: a text. Leaves: the text with ``[EMAIL]`` and the like, and counts by kind. Numbers with a check digit count only
-where it is right, so that amounts and identifiers of securities stay.
+Enters: a text. Leaves: the text with ``[EMAIL]`` and the like, and counts by kind. Numbers with a check digit count
+only where it is right, so that amounts and identifiers of securities stay.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Any source as a stream of rows: files, folders, what ``fintune collect`` wrote, text files, and what ``datasets`` reads.
+"""Any source as a stream of rows: files, folders, what ``fintune collect`` wrote, and what ``datasets`` reads.
 
 Enters: a ``CorpusSource``. Leaves: an ``OpenedSource``, whose rows can be read from any row on, with a fingerprint of
 what it holds. No source is in memory as a whole.
@@ -112,7 +112,7 @@ def _text_folder(source: CorpusSource, folder: Path) -> OpenedSource:
     def rows() -> Iterator[Row]:
         for file in files:
             if file.stat().st_size:
-                yield from read_documents(file, source.encoding).rows
+                yield from map(dict, read_documents(file, source.encoding).rows)
 
     return _opened(source, rows, _hashes(folder, files))
 
@@ -130,9 +130,7 @@ def _collected(source: CorpusSource, folder: Path, companies: int | None) -> Ope
             yield {**row, "text": row.get("text") or row.get("summary") or ""}
 
     files = [file for file in (news, folder / UNIVERSE) if file.is_file()]
-    return OpenedSource(
-        source, _NEWS, _skipping(rows), _hashes(folder, files), frozenset(capitalised), ranked
-    )
+    return OpenedSource(source, _NEWS, _skipping(rows), _hashes(folder, files), frozenset(capitalised), ranked)
 
 
 def _companies(universe: Path) -> dict[str, float | None]:
@@ -189,7 +187,13 @@ def _opened(source: CorpusSource, rows: Callable[[], Iterator[Row]], fingerprint
     first: dict[str, Any] | None = next(rows(), None)
     if first is None:
         raise DataError(f"{source.place} has no rows.", "Check that the right file is named and that it is complete.")
-    return OpenedSource(source, find_roles(source, first), _skipping(rows), fingerprint)
+    return OpenedSource(source, find_roles(source, _flat(first)), _skipping(lambda: map(_flat, rows())), fingerprint)
+
+
+def _flat(row: Row) -> Row:
+    """The row with what its metadata says beside it, as datatrove and some data sets write it."""
+    inner = row.get("metadata")
+    return {**inner, **row} if isinstance(inner, dict) else row
 
 
 def _skipping(rows: Callable[[], Iterator[Row]]) -> RowsFrom:

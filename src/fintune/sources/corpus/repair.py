@@ -11,8 +11,14 @@ import unicodedata
 import ftfy
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u200e\u200f\u2028\u2029\ufeff\u00ad]")
-_TAG = re.compile(r"</?(?:p|div|br|span|a|b|i|em|strong|ul|ol|li|table|tr|td|th|h[1-6]|img|html|body|script|style|font|"
-                  r"blockquote|article|section|figure|iframe|pre|sup|sub)\b[^<>]{0,2000}>", re.IGNORECASE)  # fmt: skip
+_NAMES = (
+    "p|div|br|span|a|b|i|em|strong|ul|ol|li|table|tr|td|th|h[1-6]|img|html|body|script|style|font|blockquote|article"
+    "|section|figure|iframe|pre|sup|sub|nav|header|footer"
+)
+# A closing tag, one with an attribute, or one in lower case: <P> and <EM> alone are tickers of old newswires.
+_TAG = re.compile(
+    rf"</(?i:{_NAMES})\s*>|<(?i:{_NAMES})\s[^<>]{{0,2000}}=[^<>]{{0,2000}}>|<(?:{_NAMES})\s*/?>|<(?i:br|hr)\s*/>"
+)
 _BLOCKS = "p,div,br,li,ul,ol,tr,table,h1,h2,h3,h4,h5,h6,blockquote,article,section,pre,figure,dd,dt"
 _REMOVED = ["script", "style", "noscript", "nav", "header", "footer", "aside", "form", "iframe", "svg", "template"]
 _BREAK = "\ue000"
@@ -52,7 +58,10 @@ def text_of_html(markup: str) -> str:
     for node in body.css(",".join(_REMOVED)):
         if node.parent is not None:
             node.decompose()
-    for block in body.css(_BLOCKS):
+    blocks = body.css(_BLOCKS)
+    if not blocks:  # text with a few tags in its lines
+        return body.text().strip()
+    for block in blocks:
         block.insert_before(_BREAK)
         block.insert_after(_BREAK)
     words = re.sub(r"\s+", " ", body.text())
@@ -62,13 +71,14 @@ def text_of_html(markup: str) -> str:
 def unwrapped(text: str) -> str:
     """Lines that were cut at a width of some 45 to 90 characters joined; an indented line begins a paragraph.
 
-    A text counts as wrapped where most of its lines are that long and go on in the middle of a sentence. There a shorter
-    line is joined too, unless a sentence ends with it: newswires cut a dateline off the first.
+    A text counts as wrapped where most of its lines are that long and go on in the middle of a sentence. There a
+    shorter line is joined too, unless a sentence ends with it: newswires cut a dateline off the first.
     """
     lines = text.split("\n")
     pairs = [(line, following) for line, following in zip(lines, lines[1:], strict=False) if line.strip()]
-    cut = sum(_goes_on(line, following, _WRAPPED_FROM) and not _ends(line) for line, following in pairs)
-    if cut < 2 or 2 * cut < sum(len(line.strip()) > _WRAPPED_FROM for line in lines):
+    cut = [after for line, after in pairs if _goes_on(line, after, _WRAPPED_FROM) and not _ends(line)]
+    in_sentence = sum(not after[0].isupper() for after in cut)  # a list of headlines has none
+    if not in_sentence or 2 * in_sentence < len(cut) or 2 * len(cut) < sum(len(line) > _WRAPPED_FROM for line in lines):
         return text
     whole = [lines[0]]
     for before, line in zip(lines, lines[1:], strict=False):

@@ -141,7 +141,9 @@ class Repeats:
             pairs = read_array(path, mapped=True)
             first, end = np.searchsorted(pairs[:, 0], [start, stop])
             parts.append(np.asarray(pairs[first:end]))
-        found: list[tuple[int, int]] = [] if not parts else list(map(tuple, np.unique(np.concatenate(parts), axis=0).tolist()))
+        found: list[tuple[int, int]] = (
+            [] if not parts else list(map(tuple, np.unique(np.concatenate(parts), axis=0).tolist()))
+        )
         return found
 
     def _open(self, name: str, kind: type, mode: str = "r") -> npt.NDArray[np.int64]:

@@ -202,11 +202,13 @@ def _from_mapping(entry: Mapping[str, Any], what: str) -> CorpusSource:
         raise RecipeError(f"{what} has the unknown key {unknown[0]!r}.", f"Use {', '.join(known)}.")
     if not entry.get("place"):
         raise RecipeError(f"{what} has no place.", "Name a file, a folder or a data set: place: FILE.")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     kinds: dict[str, type] = {"columns": tuple, "datasets": bool}
     for key, value in values.items():
         if value is not None and not isinstance(value, kinds.get(key, str)):
-            raise RecipeError(f"{what} has {value!r} for {key}.", "Write a text; a list for columns; true for datasets.")
+            raise RecipeError(
+                f"{what} has {value!r} for {key}.", "Write a text; a list for columns; true for datasets."
+            )
     return CorpusSource(**values)
 
 

@@ -1,7 +1,7 @@
 """The documents that stay, in Parquet files by split, with what there is to count about them.
 
-Enters: clean pieces and which of their documents stay. Leaves: ``documents/train-00000.parquet`` and so on, each written
-whole or not at all and the same bytes every time, and a ``ShardRecord`` for each.
+Enters: clean pieces and which of their documents stay. Leaves: ``documents/train-00000.parquet`` and so on, each
+written whole or not at all and the same bytes every time, and a ``ShardRecord`` for each.
 """
 
 from __future__ import annotations

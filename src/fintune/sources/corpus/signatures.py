@@ -44,7 +44,8 @@ def windows(key: str) -> Hashes:
     for offset in range(WINDOW_BYTES):
         packed = (packed << _ONE_BYTE) | raw[offset : offset + len(packed)]
     packed.sort()
-    return packed[np.append(True, packed[1:] != packed[:-1])]
+    distinct: Hashes = packed[np.append(True, packed[1:] != packed[:-1])]
+    return distinct
 
 
 def similarity(left: Hashes, right: Hashes) -> float:
