@@ -186,7 +186,7 @@ def test_what_was_built_otherwise_is_not_mixed(corpus, news, base, tmp_path):
     assert again.manifest["sources"] != corpus.manifest["sources"]
     (tmp_path / "mine" / "documents").mkdir(parents=True)
     with pytest.raises(RunError, match="no build has written"):
-        build_corpus(other, tmp_path / "mine", **arguments)
+        build_corpus(other, tmp_path / "mine", overwrite=True, **arguments)
 
 
 def write_kinds(folder, rows):

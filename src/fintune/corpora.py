@@ -114,6 +114,7 @@ def build_corpus(
         ]
         encode = None if tokenizer is None else _Encoder(tokenizer)
         plan = _plan(opened, limits, encode)
+        _require_own(folder)
         if overwrite:
             _clear(folder)
         _require_same(folder, plan)
@@ -282,10 +283,6 @@ def _require_same(folder: Path, plan: Mapping[str, Any]) -> None:
     """Pieces of another corpus must not be mixed with those of this one."""
     before = read_record(folder / PLAN) or read_record(folder / MANIFEST)
     if before is None:
-        if strangers := [name for name in ("documents", "tokens") if (folder / name).exists()]:
-            raise RunError(
-                f"{folder} holds {strangers[0]} that no build has written.", "Name another folder, or use --overwrite."
-            )
         return
     now = json.loads(json.dumps(plan))
     if differing := _differences(before, now):
@@ -293,6 +290,14 @@ def _require_same(folder: Path, plan: Mapping[str, Any]) -> None:
             f"{folder} holds a corpus that was built otherwise ({', '.join(differing[:4])}).",
             "Name another folder, or use --overwrite to replace it.",
         )
+
+
+def _require_own(folder: Path) -> None:
+    """What no build has written is neither mixed with a corpus nor cleared away for one."""
+    if (folder / PLAN).exists() or (folder / MANIFEST).exists():
+        return
+    if strangers := [name for name in ("documents", "tokens", "figures", ".work") if (folder / name).exists()]:
+        raise RunError(f"{folder} holds {strangers[0]} that no build has written.", "Name another folder.")
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

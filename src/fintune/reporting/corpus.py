@@ -164,7 +164,8 @@ def years_figure(shards: Sequence[ShardRecord]) -> Figure:
     """Bars of documents by year, splits on top of one another."""
     figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     axes = figure.subplots()
-    names = sorted({year for shard in shards for year in shard.years})
+    known = sorted({int(year) for shard in shards for year in shard.years})
+    names = [f"{year:04d}" for year in range(known[0], known[-1] + 1)] if known else []
     height = Counter[str]()
     for split, colour in _COLOURS.items():
         found = Counter[str]()
@@ -175,7 +176,7 @@ def years_figure(shards: Sequence[ShardRecord]) -> Figure:
                  label=split, edgecolor="white", linewidth=0.4)  # fmt: skip
         height.update(found)
     axes.set(title="Documents by year", ylabel="documents")
-    axes.tick_params(axis="x", rotation=90 if len(names) > 12 else 0)
+    axes.tick_params(axis="x", rotation=90 if len(names) > 12 else 0, labelsize=6 if len(names) > 24 else 8)
     if names:
         axes.legend()
     return figure

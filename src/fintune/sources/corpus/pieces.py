@@ -20,8 +20,8 @@ from fintune.schema.run_directory import flush_to_disk, write_json, writing
 from fintune.sources.corpus.drafts import Draft
 
 PIECE_DOCUMENTS = 2048
-PIECE_CHARACTERS = 16 * 1024**2
-"""A piece ends with the row that reaches one of them."""
+PIECE_CHARACTERS = 2 * 1024**2
+"""A piece ends with the row that reaches one of them. It is what a kill can cost."""
 
 
 def write_piece(path: Path, drafts: Sequence[Draft], **columns: Sequence[Any]) -> None:
