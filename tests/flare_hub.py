@@ -30,7 +30,7 @@ def serve_data(monkeypatch, data):
         return data
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(hub, "_resolve_commit", lambda hub_id, revision: COMMIT)
+    monkeypatch.setattr(hub, "resolve_commit", lambda hub_id, revision: COMMIT)
     for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "FINTUNE_OFFLINE", "FINTUNE_DATA_DIR"):
         monkeypatch.delenv(key, raising=False)
     return asked

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fintune.answering import answer
     from fintune.backtesting import backtest
     from fintune.collecting import collect
+    from fintune.corpora import build_corpus
     from fintune.curriculum import CurriculumTrainer
     from fintune.flare import FLAREEvaluator
     from fintune.judging import judge
@@ -45,6 +46,7 @@ _ON_DEMAND = {
     "backtest": "fintune.backtesting",
     "CurriculumTrainer": "fintune.curriculum",
     "FLAREEvaluator": "fintune.flare",
+    "build_corpus": "fintune.corpora",
     "collect": "fintune.collecting",
     "judge": "fintune.judging",
     "quant_build": "fintune.quant",
@@ -62,6 +64,7 @@ __all__ = [
     "adapters",
     "answer",
     "backtest",
+    "build_corpus",
     "check_data",
     "collect",
     "compare",

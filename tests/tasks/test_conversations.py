@@ -10,7 +10,7 @@ from fintune.schema.conversations import ConversationsSection
 from fintune.schema.errors import DataError, RecipeError
 from fintune.schema.loading import load_recipe
 from fintune.schema.recipe import TaskSection
-from fintune.tasks.conversation_quality import latin_share
+from fintune.sources.text import latin_share
 from fintune.tasks.conversations import with_candidates
 from fintune.tasks.loading import load_task
 

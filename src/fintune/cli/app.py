@@ -16,6 +16,7 @@ from fintune.cli.chatting import chat
 from fintune.cli.bench import bench_app
 from fintune.cli.collecting import collect
 from fintune.cli.comparing import compare
+from fintune.cli.corpus import corpus_app
 from fintune.cli.data_commands import data_app
 from fintune.cli.demo import demo
 from fintune.cli.estimating import estimate
@@ -51,6 +52,7 @@ app = typer.Typer(
 
 app.add_typer(adapters_app)
 app.add_typer(bench_app)
+app.add_typer(corpus_app)
 app.add_typer(data_app)
 app.add_typer(gpt_app)
 app.add_typer(quant_app)

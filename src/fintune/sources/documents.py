@@ -10,7 +10,7 @@ from pathlib import Path
 from fintune.schema.errors import DataError
 from fintune.sources.dialect import resolve_encoding
 from fintune.sources.files import existing_file
-from fintune.sources.opening import whole_text
+from fintune.sources.opening import COMPRESSED_SUFFIXES, whole_text
 from fintune.sources.table import RawTable
 from fintune.sources.text import without_lone_surrogates
 
@@ -43,5 +43,5 @@ def read_documents(path: Path, encoding: str | None = None) -> RawTable:
 
 
 def _is_text(path: Path) -> bool:
-    kind = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
+    kind = path.with_suffix("").suffix if path.suffix.lower() in COMPRESSED_SUFFIXES else path.suffix
     return path.is_file() and kind.lower() in TEXT_SUFFIXES

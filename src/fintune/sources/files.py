@@ -12,6 +12,7 @@ from fintune.schema.errors import DataError
 from fintune.sources.archives import ARCHIVE_SUFFIXES, data_files, is_archive, unpacked
 from fintune.sources.columnar import open_excel, open_parquet
 from fintune.sources.delimited import open_csv, open_json, open_jsonl, open_phrasebank, open_tsv
+from fintune.sources.opening import COMPRESSED_SUFFIXES
 from fintune.sources.stream import TableStream
 from fintune.sources.table import RawTable
 
@@ -25,7 +26,7 @@ _TEXT_READERS = {
 _EXCEL_SUFFIXES = frozenset({".xlsx", ".xlsm"})
 _OTHER_WORKBOOKS = frozenset({".xls", ".xlsb", ".ods"})
 _PLAIN_SUFFIXES = frozenset(_TEXT_READERS) | _EXCEL_SUFFIXES | {".parquet"}
-FILE_SUFFIXES = _PLAIN_SUFFIXES | {".gz"}
+FILE_SUFFIXES = _PLAIN_SUFFIXES | COMPRESSED_SUFFIXES
 """Last suffixes of the files that hold rows themselves."""
 
 DATA_SUFFIXES = FILE_SUFFIXES | {".zip", ".tgz", ".tar"}
@@ -38,8 +39,8 @@ def read_file(
     """Reads one data file by its suffix.
 
     Args:
-        path: a .csv, .tsv, .json, .jsonl or .txt file (PhraseBank's lines; each may be gzipped), a .parquet, .xlsx or
-            .xlsm file, or an archive with exactly one of them.
+        path: a .csv, .tsv, .json, .jsonl or .txt file (PhraseBank's lines; each may be compressed), a .parquet,
+            .xlsx or .xlsm file, or an archive with exactly one of them.
         delimiter: of CSV; None detects it. Formats without one ignore it.
         encoding: of text; None detects it (PhraseBank's is ISO-8859-1).
         sheet: of a workbook; None takes the first.
@@ -90,13 +91,13 @@ def _open(file: Path, delimiter: str | None, encoding: str | None, sheet: str | 
         return open_parquet(file)
     if suffixes[-1] in _OTHER_WORKBOOKS:
         raise DataError(f"Data file {file} is a workbook in the format {suffixes[-1]}.", "Save it as .xlsx.")
-    kind = suffixes[-2] if suffixes[-1] == ".gz" and len(suffixes) > 1 else suffixes[-1]
+    kind = suffixes[-2] if suffixes[-1] in COMPRESSED_SUFFIXES and len(suffixes) > 1 else suffixes[-1]
     reader = _TEXT_READERS.get(kind)
     if reader is None:
         raise DataError(
             f"Data file {file} has the unknown suffix {file.suffix or '(none)'}.",
-            f"Use one of {', '.join(sorted(_PLAIN_SUFFIXES))}; text formats may be gzipped (.gz), and one file may be "
-            f"in an archive ({', '.join(ARCHIVE_SUFFIXES)}).",
+            f"Use one of {', '.join(sorted(_PLAIN_SUFFIXES))}; text formats may be compressed (.gz, .xz, .zst), and "
+            f"one file may be in an archive ({', '.join(ARCHIVE_SUFFIXES)}).",
         )
     return reader(file, delimiter, encoding)
 

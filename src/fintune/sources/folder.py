@@ -14,6 +14,7 @@ from pathlib import Path
 from fintune.schema.errors import DataError
 from fintune.sources.archives import data_files, unpacked
 from fintune.sources.files import DATA_SUFFIXES, FILE_SUFFIXES, existing_file, read_file, rename_table
+from fintune.sources.opening import COMPRESSED_SUFFIXES
 from fintune.sources.table import ALL, SPLIT_ALIASES, RawTable, hash_rows
 
 Layouts = Sequence[Mapping[str, tuple[str, ...]]]
@@ -62,7 +63,9 @@ def _files_by_split(place: Path) -> dict[str, list[Path]]:
     """Files named after a split, grouped; shards of one split are read in the order of their names."""
     found: dict[str, dict[tuple[str, str], list[Path]]] = {}
     for file in sorted(place.iterdir()):
-        suffixes = "".join(file.suffixes[-2:] if file.suffix.lower() == ".gz" else file.suffixes[-1:]).lower()
+        suffixes = "".join(
+            file.suffixes[-2:] if file.suffix.lower() in COMPRESSED_SUFFIXES else file.suffixes[-1:]
+        ).lower()
         match = _SPLIT_STEM.fullmatch(file.name[: len(file.name) - len(suffixes)])
         if match is None or not file.is_file() or file.suffix.lower() not in DATA_SUFFIXES:
             continue

@@ -38,7 +38,7 @@ def read_hub(hub_id: str, config: str | None = None, revision: str | None = None
         config: configuration of the data set; None takes its default.
         revision: branch, tag or commit; the returned tables carry the commit it resolved to.
     """
-    commit = None if is_offline() else _resolve_commit(hub_id, revision)
+    commit = None if is_offline() else resolve_commit(hub_id, revision)
     try:
         import datasets
 
@@ -79,7 +79,7 @@ def _to_table(split: Any, hub_id: str, revision: str | None) -> RawTable:
     return RawTable(rows=tuple(rows), source=hub_id, revision=revision)
 
 
-def _resolve_commit(hub_id: str, revision: str | None) -> str | None:
+def resolve_commit(hub_id: str, revision: str | None) -> str | None:
     """The commit ``revision`` stands for; None when the hub cannot be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError

@@ -1,4 +1,4 @@
-"""A data file's bytes and lines, unpacked where it is gzipped, with a bound on what may come out of a small file.
+"""A data file's bytes and lines, unpacked where it is compressed, with a bound on what may come out of a small file.
 
 Enters: a path. Leaves: a byte stream or numbered lines of text. Whatever is wrong is a ``DataError`` that names the
 file and the line; sizes that a header claims are never trusted, the bytes are counted as they come.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import lzma
 import re
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from fintune.schema.errors import DataError
 
 MAX_UNPACKED_BYTES = 4 * 1024**3
 """No file may unpack to more than this."""
+
+COMPRESSED_SUFFIXES = frozenset({".gz", ".xz", ".zst"})
+"""Last suffixes of single files that are unpacked as they are read."""
 
 MAX_LINE_CHARACTERS = 64 * 1024**2
 _MAX_READ_BYTES = 64 * 1024**2
@@ -77,18 +81,54 @@ def too_large(file: Path) -> DataError:
 
 @contextmanager
 def open_bytes(file: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, decompressed where its name ends in .gz; what fails while they are read is a ``DataError``."""
+    """The file's bytes, unpacked where its name ends in .gz, .xz or .zst; what fails meanwhile is a ``DataError``."""
     try:
         with file.open("rb") as raw:
-            if file.suffix.lower() not in {".gz", ".tgz"}:
+            if file.suffix.lower() not in COMPRESSED_SUFFIXES | {".tgz"}:
                 yield raw
                 return
-            with gzip.GzipFile(fileobj=raw) as unpacked, BoundedReader(cast(IO[bytes], unpacked), file) as bounded:
+            with _unpacking(file, raw) as unpacked, BoundedReader(cast(IO[bytes], unpacked), file) as bounded:
                 yield io.BufferedReader(bounded, _CHUNK_BYTES)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(
             f"Data file {file} cannot be read: {first_line(error)}.", "Check that it is complete and readable."
         ) from error
+
+
+def _unpacking(file: Path, raw: IO[bytes]) -> Any:
+    kind = file.suffix.lower()
+    if kind == ".xz":
+        return lzma.LZMAFile(raw)
+    if kind == ".zst":
+        import pyarrow
+
+        return _Counted(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd"))
+    return gzip.GzipFile(fileobj=raw)
+
+
+class _Counted:
+    """A stream of ``pyarrow``, which does not say where it is, with its position; it is only read forward."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._position = 0
+
+    def __enter__(self) -> _Counted:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        raise io.UnsupportedOperation("only read forward")
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._stream.read(size)
+        self._position += len(data)
+        return data
 
 
 def chunks(file: Path) -> Iterator[bytes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import unicodedata
+from collections import Counter
 from typing import Any
 
 _LINK = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
@@ -23,6 +25,15 @@ def group_key(text: str) -> str:
     """A short stable key that is equal for texts equal after normalisation; falls back to the exact text."""
     key = normalise_text(text) or text.strip()
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def latin_share(text: str) -> float:
+    """Share of a text's letters that are Latin; 1 where it has no letters, so that numbers alone tell nothing."""
+    if text.isascii():
+        return 1.0
+    letters = Counter(character for character in text if character.isalpha())
+    latin = sum(n for letter, n in letters.items() if letter.isascii() or "LATIN" in unicodedata.name(letter, ""))
+    return latin / letters.total() if letters else 1.0
 
 
 def is_blank(value: Any) -> bool:

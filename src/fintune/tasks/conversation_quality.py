@@ -5,13 +5,12 @@ Enters: rows with their turns. Leaves: the rows to use, and how many were left o
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 from fintune.schema.conversations import ConversationsSection
 from fintune.sources.near import NearSearch
-from fintune.sources.text import normalise_text
+from fintune.sources.text import latin_share, normalise_text
 from fintune.tasks.base import Row
 
 
@@ -50,15 +49,6 @@ def without_repeats(rows: Sequence[Row], threshold: float | None) -> tuple[list[
             kept.append(row)
             seen.add(key)
     return kept, reasons
-
-
-def latin_share(text: str) -> float:
-    """Share of a text's letters that are Latin; 1 where it has no letters, so that numbers alone tell nothing."""
-    if text.isascii():
-        return 1.0
-    letters = Counter(character for character in text if character.isalpha())
-    latin = sum(n for letter, n in letters.items() if letter.isascii() or "LATIN" in unicodedata.name(letter, ""))
-    return latin / letters.total() if letters else 1.0
 
 
 def _reason(row: Row, section: ConversationsSection) -> str:
