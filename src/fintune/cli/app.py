@@ -12,8 +12,8 @@ import typer
 
 from fintune.cli.adapter_commands import adapters_app
 from fintune.cli.backtesting import backtest
-from fintune.cli.chatting import chat
 from fintune.cli.bench import bench_app
+from fintune.cli.chatting import chat
 from fintune.cli.collecting import collect
 from fintune.cli.comparing import compare
 from fintune.cli.corpus import corpus_app
