@@ -26,11 +26,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from fintune.inference.progress import tracking
 from fintune.schema.errors import DataError, RunError
-from fintune.schema.run_directory import write_json, writing
+from fintune.schema.run_directory import only_process, write_json, writing
 from fintune.sources.corpus import (
     FORMAT_VERSION,
     Cleaning,
@@ -108,7 +106,7 @@ def build_corpus(
     started = time.monotonic()
     given = [sources] if isinstance(sources, str | Path | CorpusSource | Mapping) else sources
     listed, limits, folder = sources_of(given), Cleaning(**cleaning), Path(output_dir)
-    with _locked(folder):
+    with only_process(folder, "builds"):
         opened = [
             open_source(source, most_characters=limits.max_characters, companies=limits.companies) for source in listed
         ]
@@ -349,21 +347,6 @@ def _phases(shown: bool) -> Iterator[Callable[[str, int], None]]:
     """One count of documents a phase, shown as a bar of unknown length."""
     with tracking("building", None, shown=shown) as tracker:
         yield lambda phase, documents: tracker.advance(documents)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(f"Another process builds into {folder}.", "Wait for it, or name another folder.") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _peak_bytes() -> int | None:

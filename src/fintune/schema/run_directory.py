@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from fintune.schema.errors import RunError
 from fintune.schema.results import DocumentRecord, EvaluationResults
 
@@ -163,6 +165,26 @@ def writing(path: Path) -> Iterator[None]:
             f"{path} could not be written ({exc.strerror or exc}).",
             "Free some space, or make its folder writable, and start the same command again; what is there is kept.",
         ) from exc
+
+
+@contextmanager
+def only_process(folder: Path, verb: str) -> Iterator[None]:
+    """Makes ``folder``, and keeps every other process out that would ``verb`` (``builds``, say) into it.
+
+    Raises:
+        RunError: another process has it, or it cannot be made.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"Another process {verb} into {folder}.", "Wait for it, or name another folder.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from filelock import FileLock, Timeout
-
 from fintune.schema.errors import ProviderError, RecipeError, RunError
-from fintune.schema.run_directory import write_json, writing
+from fintune.schema.run_directory import only_process, write_json
 from fintune.sources.collect import eodhd, finnhub, sp500, tables, yahoo
 from fintune.sources.collect.ranges import Span
 from fintune.sources.collect.requesting import Clock, Endpoint, Patience, Refused, Requester
@@ -135,7 +133,7 @@ def collect_into(
         raise RecipeError("The largest companies can only be chosen of sp500.", "Leave --largest out, or name sp500.")
     names = {provider for _, provider in asked.units} | ({sp500.NAME} & set(indices))
     endpoints = [_endpoint(name, asked) for name in sorted(names)]  # a key that is missing shows before anything else
-    with _locked(folder), ExitStack() as opened:
+    with only_process(folder, "collects"), ExitStack() as opened:
         _require_same(folder, asked)
         store = AnswerStore(folder / "raw")
         store.adopt_leftovers()
@@ -297,19 +295,3 @@ def _require_known(given: Sequence[str], known: Sequence[str], kind: str) -> Non
             raise RecipeError(f"{name!r} is no {kind}.", f"Choose from {', '.join(known)}.")
     if not given:
         raise RecipeError(f"No {kind} is asked for.", f"Choose from {', '.join(known)}.")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two processes that collect into one folder would ask for everything twice."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(f"Another process collects into {folder}.", "Wait for it, or name another folder.") from None
-    try:
-        yield
-    finally:
-        lock.release()
