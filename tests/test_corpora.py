@@ -293,12 +293,12 @@ build_documents(opened, Cleaning(shard_documents=30), Path(sys.argv[1]))
 
 @pytest.mark.slow
 def test_sigkill_at_random_moments_changes_no_byte(tmp_path):
-    rows = write_rows(tmp_path / "many.jsonl", articles(1500))
+    rows = write_rows(tmp_path / "many.jsonl", articles(800))
     draw, kills = random.Random(7), 0
     opened = [open_source(one, most_characters=10**6, companies=None) for one in sources_of([rows])]
     build_documents(opened, Cleaning(shard_documents=30), tmp_path / "whole")
     command = [sys.executable, "-c", CHILD, str(tmp_path / "killed"), str(rows)]
-    for _ in range(40):
+    for _ in range(8):
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         )

@@ -162,7 +162,7 @@ class _Encoder:
         known = end is not None and self._tokenizer.convert_ids_to_tokens(end) == _END_OF_TEXT
         self.end: int = end if known else self._tokenizer.eos_token_id
         self.facts: dict[str, Any] = {
-            "tokenizer": base,
+            "tokenizer": _place(base),
             "tokenizer_sha256": _vocabulary_hash(self._tokenizer),
             "vocabulary": len(self._tokenizer),
             "dtype": token_type(len(self._tokenizer)),

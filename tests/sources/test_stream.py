@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import tracemalloc
 
 import openpyxl
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fintune.schema.errors import DataError
-from fintune.sources import open_stream, read_file
+from fintune.sources import open_stream, opening, read_file
 
 ROWS = [{"text": f"Profit, {number}\nup", "label": str(number % 3)} for number in range(23)]
 
@@ -135,3 +136,19 @@ def test_memory_does_not_grow_with_a_text_file(tmp_path):
     finally:
         tracemalloc.stop()
     assert n_rows == 60_000 and highest < file.stat().st_size / 2
+
+
+@pytest.mark.parametrize("suffix", [".xz", ".zst"])
+def test_other_compressions_are_read_bounded_and_refused_when_cut(tmp_path, monkeypatch, suffix):
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS * 50).encode()
+    packed = lzma.compress(lines) if suffix == ".xz" else pa.Codec("zstd").compress(lines).to_pybytes()
+    file = tmp_path / f"a.jsonl{suffix}"
+    file.write_bytes(packed)
+    assert list(open_stream(file).rows_from(3)) == (ROWS * 50)[3:]
+    file.write_bytes(packed[:-20])
+    with pytest.raises(DataError, match="cannot be read"):
+        list(open_stream(file).rows_from(0))
+    file.write_bytes(packed)
+    monkeypatch.setattr(opening, "MAX_UNPACKED_BYTES", 1000)
+    with pytest.raises(DataError, match="more than 1,000 bytes"):
+        list(open_stream(file).rows_from(0))

@@ -74,7 +74,7 @@ def build(
         bool,
         typer.Option("--remove-private", help="Replace e-mails, phones, IBANs, cards, SSNs.", rich_help_panel=_STEPS),
     ] = False,
-    shard_documents: Annotated[int, typer.Option(min=1, help="Documents a file at most.")] = 50_000,
+    shard_documents: Annotated[int, typer.Option(min=1, help="Documents a file at most.")] = 10_000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a corpus that was built otherwise.")] = False,
     quiet: Quiet = False,
 ) -> None:

@@ -133,7 +133,7 @@ class Cleaning:
     validation_share: float = 0.05
     test_share: float = 0.1
     companies: int | None = None
-    shard_documents: int = 50_000
+    shard_documents: int = 10_000
 
     def __post_init__(self) -> None:
         _in_range("boilerplate_share", self.boilerplate_share, 0, 1)
