@@ -18,8 +18,8 @@ def article(number):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    for folder, files in {"news-corpus": ("train", "validation", "test"), "general": ("wikipedia",)}.items():
-        (tmp_path / folder).mkdir()
+    for folder, files in {"news-corpus/documents": ("train", "validation", "test"), "general": ("wikipedia",)}.items():
+        (tmp_path / folder).mkdir(parents=True)
         for first, name in enumerate(files):
             rows = [json.dumps({"text": article(first * 100 + i)}) for i in range(24)]
             (tmp_path / folder / f"{name}.jsonl").write_text("\n".join(rows))
