@@ -73,12 +73,13 @@ def setting_lines(settings: dict[str, Any], records: Sequence[dict[str, Any]]) -
     seconds = sum(record["seconds"] for record in records)
     where = settings["device"] if settings["kind"] == "cuda" else f"CPU, {settings['threads']} thread(s)"
     clock = "" if settings["size"]["clock"] == "wall" else " Seconds are those of the processor, but for first passes."
+    processor = sum(record["measured"]["processor_s"] for record in records if record["measured"])
     return [
         f"Size {settings['size']['name']} on {where}; PyTorch {settings['torch']}, transformers "
         f"{settings['transformers']}. Text: {prepared.get('text')}, {prepared.get('documents', 0):,} documents and "
         f"{prepared.get('held_out_documents', 0):,} held out; the GPTs read the documents "
         f"{prepared.get('passes')} times. {len(records)} processes in {len(rounds)} round(s), "
-        f"{seconds / 60:.1f} minutes in all.{clock}"
+        f"{seconds / 60:.1f} minutes in all, {processor / 60:.1f} of them on a processor.{clock}"
     ]
 
 
@@ -186,6 +187,9 @@ def _draw_family(line: Any, family: Family, rows: Sequence[VariantRow]) -> None:
             axes.set_xticks([tick for tick in _TICKS if low <= tick <= high] or [1.0])
             axes.minorticks_off()
             axes.xaxis.set_major_formatter("{x:g}")
+        for key, height in place.items():
+            if not any(getattr(row, name) for row in rows if row.key == key):
+                axes.text(0.5, height, "not measured", transform=axes.get_yaxis_transform(), ha="center", va="center")
         axes.set_ylim(0.6 - len(shown), 0.6)
         axes.set_yticks(list(place.values()), [one.name for one in shown] if axes is line[0] else [])
         axes.set(title=f"{FAMILIES[family]}\n{title}" if axes is line[0] else title)
