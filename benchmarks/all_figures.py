@@ -34,7 +34,7 @@ class Entry:
 
     Attributes:
         name: of the log and the JSON file.
-        run: the command; ``{data}``, ``{tokenizer}``, ``{work}``, ``{out}`` and ``{json}`` are filled in.
+        run: the command; ``{data}``, ``{tokenizer}``, ``{peers}``, ``{work}``, ``{out}`` and ``{json}`` are filled in.
         seconds: after which it is stopped.
         cards: how many it takes, none for work of the host alone.
         after: entries that must have ended well before.
@@ -98,6 +98,7 @@ def ended_well(ledger: Path) -> set[str]:
 
 def start(entry: Entry, cards: tuple[str, ...], places: dict[str, str]) -> Running:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(cards), "FINTUNE_TEST_GPUS": ",".join(cards)}
+    environment |= {"FINTUNE_DATA_DIR": places["data"]} if places["data"] else {}
     with Path(places["out"], f"{entry.name}.log").open("wb") as log:
         process = subprocess.Popen(
             entry.command(places), stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -153,6 +154,7 @@ def main() -> int:
     parser.add_argument("--queue", type=Path, default=QUEUE)
     parser.add_argument("--data", default=os.environ.get("FINTUNE_DATA_DIR", ""), help="folder of the data sets")
     parser.add_argument("--tokenizer", default="", help="folder with tokenizer files of the Llama shapes")
+    parser.add_argument("--peers", default="", help="folder of the checkouts nanoGPT and nanochat")
     parser.add_argument("--work-dir", default="/tmp/peers", help="for checkpoints with random weights")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/figures"))
     parser.add_argument("--cards", nargs="+", default=["0"])
@@ -171,7 +173,7 @@ def main() -> int:
         print(f"Left out for want of cards: {', '.join(too_many)}.")
         entries = [entry for entry in entries if entry.cards <= len(options.cards)]
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    places = {"data": options.data, "tokenizer": options.tokenizer, "work": options.work_dir}
+    places = {"data": options.data, "tokenizer": options.tokenizer, "peers": options.peers, "work": options.work_dir}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     return 0 if measure(entries, options.cards, {**places, "out": str(options.output_dir)}) else 1
 
