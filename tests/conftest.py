@@ -28,8 +28,13 @@ settings.register_profile("fintune", deadline=None, suppress_health_check=[Healt
 settings.load_profile("fintune")
 
 
+# Files that take minutes go first: one that came last would run alone while the other processes have nothing to do.
+LONG = ("test_several_processes.py", "test_strategies.py", "test_kill.py", "test_demo_browser.py")
+
+
 def pytest_collection_modifyitems(items):
-    """Skips what is marked ``gpu`` where there is no CUDA device."""
+    """Long files first; skips what is marked ``gpu`` where there is no CUDA device."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

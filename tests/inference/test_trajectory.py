@@ -90,7 +90,7 @@ def test_fifty_steps_stay_together(start, batches):
     whole = torch.stack([g.norm() for g in theirs.values()]).norm()
     for name, gradient in theirs.items():
         assert (ours[name] - gradient).norm() < max(GRADIENT_TOLERANCE * gradient.norm(), 1e-6 * whole), name
-    assert fast[0] == pytest.approx(plain[0], abs=1e-5)
+    assert fast[0] == pytest.approx(plain[0], rel=1e-5)  # processors add in other orders
     residuals = fast - plain
     print(f"largest residual {abs(residuals).max():.1e}, mean {residuals.mean():.1e}, last loss {plain[-1]:.3f}")
     assert abs(residuals).max() < LOSS_TOLERANCE

@@ -271,6 +271,15 @@ def test_the_chat_command_through_a_pipe(gpt, monkeypatch, tmp_path, capsys):
     assert [turn["content"] for turn in json.loads(out)["messages"]][:3] == [PROMPT, turns[1]["content"], "Why?"]
 
 
+@pytest.fixture
+def interruptible():
+    """What a terminal gives a process; one started in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_the_answer_and_keeps_the_session(gpt, monkeypatch, capsys):
     shown = streamed.Shown._add
     calls = []
