@@ -18,11 +18,11 @@ def article(number):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    for folder, files in {"news-corpus/documents": ("train", "validation", "test"), "general": ("wikipedia",)}.items():
-        (tmp_path / folder).mkdir(parents=True)
-        for first, name in enumerate(files):
-            rows = [json.dumps({"text": article(first * 100 + i)}) for i in range(24)]
-            (tmp_path / folder / f"{name}.jsonl").write_text("\n".join(rows))
+    files = ("news-corpus/documents/train", "news-corpus/documents/test", "news-corpus/documents/validation")
+    for number, name in enumerate((*files, "general/wikipedia")):
+        place = tmp_path / f"{name}.jsonl"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("".join(json.dumps({"text": article(number * 100 + i)}) + "\n" for i in range(24)))
     monkeypatch.setenv("FINTUNE_DATA_DIR", str(tmp_path))
 
 
