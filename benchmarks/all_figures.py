@@ -169,13 +169,18 @@ def main() -> int:
         for entry in entries:
             print(f"{entry.name:28} {entry.cards} cards {entry.seconds:5.0f} s  {entry.run}")
         return 0
+    named = {"data": options.data, "tokenizer": options.tokenizer, "peers": options.peers}
+    for place, given in named.items():
+        if not given and (need := [entry.name for entry in entries if f"{{{place}}}" in entry.run]):
+            print(f"Left out for want of --{place}: {', '.join(need)}.")
+            entries = [entry for entry in entries if entry.name not in need]
     if too_many := [entry.name for entry in entries if entry.cards > len(options.cards)]:
         print(f"Left out for want of cards: {', '.join(too_many)}.")
         entries = [entry for entry in entries if entry.cards <= len(options.cards)]
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    places = {"data": options.data, "tokenizer": options.tokenizer, "peers": options.peers, "work": options.work_dir}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    return 0 if measure(entries, options.cards, {**places, "out": str(options.output_dir)}) else 1
+    places = {**named, "work": options.work_dir, "out": str(options.output_dir)}
+    return 0 if measure(entries, options.cards, places) else 1
 
 
 if __name__ == "__main__":
