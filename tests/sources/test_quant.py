@@ -165,6 +165,8 @@ def test_lines_are_read_back(frame):
     line = DayLine(lines[0].day, "BRK.B", -0.0, 1.5, 2.0, 42, 1.1, "split", 2)
     assert str(line).endswith("opened +0.00%, closed +1.50%, range 2.00% (ended at 42%), volume 1.10x, split, "
                               "2 sessions missed before")  # fmt: skip
+    blank = replace(line, ticker="BRK B opened")
+    assert parse_day_line(str(blank)) == blank
     with pytest.raises(DataError, match="no line of a day"):
         parse_day_line(str(line).replace("range", "spread"))
 
