@@ -17,7 +17,7 @@ from fintune.forecasting.quant.building import build as build_folder
 from fintune.forecasting.quant.comparison import QuantEvaluation, evaluate_forecasts
 from fintune.forecasting.quant.days import read_days
 from fintune.forecasting.quant.forecasts import Forecasts, Targets, targets_of
-from fintune.forecasting.quant.starting import head_width
+from fintune.forecasting.quant.starting import head_width, price_data, require_price_data
 from fintune.schema.errors import ModelError, RecipeError, RunError
 from fintune.schema.run_directory import RunDirectory, write_json
 from fintune.sources.quant.codec import Codec
@@ -107,15 +107,17 @@ def quant_evaluate(
 
     Raises:
         DataError: the data were not built.
-        ModelError: the model cannot be read, or reads other tokens.
+        ModelError: the model cannot be read, or started from other built prices.
         DependencyError: ``arch`` is not installed.
     """
-    codec, window_days, _ = read_build(data)
+    codec, window_days, facts = read_build(data)
+    model = _model_folder(Path(run))
+    require_price_data(model, price_data(codec, facts["first_validation"], facts["first_test"]))
     days = read_days(Path(data) / DAYS)
     validation, targets = (targets_of(days, codec, name) for name in ("validation", split))
     tell = on_progress or (lambda what, done, total: None)
     forecasts = [
-        _gpt(Path(run), codec, targets, window_days, device, tell),
+        _gpt(model, codec, targets, window_days, device, tell),
         *_baselines(targets, validation, Path(data) if garch else None, tell),
     ]
     found = evaluate_forecasts(targets, forecasts, split=split, confidence=confidence, seed=seed)
@@ -128,7 +130,9 @@ def results_file(run: str | Path, split: str) -> Path:
     return Path(run) / f"quant_{split}.json"
 
 
-def _gpt(run: Path, codec: Codec, targets: Targets, window_days: int, device: str | None, tell: Progress) -> Forecasts:
+def _gpt(
+    model: Path, codec: Codec, targets: Targets, window_days: int, device: str | None, tell: Progress
+) -> Forecasts:
     import torch
 
     from fintune.forecasting.quant.gpt import gpt_forecasts
@@ -136,9 +140,8 @@ def _gpt(run: Path, codec: Codec, targets: Targets, window_days: int, device: st
     from fintune.schema.recipe import ModelSection
     from fintune.session import default_device
 
-    folder = _model_folder(run)
     where = torch.device(device) if device is not None else default_device()
-    base = load_base(ModelSection(base=str(folder), chat_template="plain"), device=where, for_training=False)
+    base = load_base(ModelSection(base=str(model), chat_template="plain"), device=where, for_training=False)
     return gpt_forecasts(
         base.model,
         base.tokenizer,

@@ -1,5 +1,7 @@
 """A day as tokens and as a line: nothing of the future in it, and both are read back."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,6 +90,21 @@ def test_gaps_rests_and_adjustments_have_words(frame, codec):
     assert set(calendar["AA"]) <= set(CALENDAR)
 
 
+@pytest.mark.parametrize("level", [3, 20, 150])
+def test_rounding_to_cents_is_no_event(level):
+    """A dividend of 2 % and a split among adjusted prices in cents; nothing else happened."""
+    n_days = 500
+    close = np.round(level * np.exp(np.cumsum(np.random.default_rng(0).normal(0, 0.01, n_days))), 2)
+    factor = np.where(np.arange(n_days) < 200, 0.45, np.where(np.arange(n_days) < 300, 0.9, 0.918))
+    rows = pd.DataFrame({"ticker": "X", "date": pd.bdate_range("2015-01-01", periods=n_days), "open": close})
+    rows = rows.assign(
+        high=close * 1.01, low=close * 0.99, close=close, volume=9, adj_close=np.round(close * factor, 2)
+    )
+    (moves,) = all_moves(rows).values()
+    events = {int(place) + WARM_UP + 1: int(moves.event[place]) for place in np.flatnonzero(moves.event)}
+    assert events == {200: 2, 300: 1}
+
+
 def test_rows_that_cannot_be_used_are_counted(frame):
     spoilt = frame.copy()
     spoilt.loc[3, "Close"] = 0
@@ -148,6 +165,8 @@ def test_lines_are_read_back(frame):
     line = DayLine(lines[0].day, "BRK.B", -0.0, 1.5, 2.0, 42, 1.1, "split", 2)
     assert str(line).endswith("opened +0.00%, closed +1.50%, range 2.00% (ended at 42%), volume 1.10x, split, "
                               "2 sessions missed before")  # fmt: skip
+    blank = replace(line, ticker="BRK B opened")
+    assert parse_day_line(str(blank)) == blank
     with pytest.raises(DataError, match="no line of a day"):
         parse_day_line(str(line).replace("range", "spread"))
 
@@ -157,5 +176,9 @@ def test_real_prices_are_read():
     table = bars_of(pd.read_csv(public_data("stock_acl18/prices_raw.csv.gz")))
     assert len(table.bars) == 88 and table.adjusted
     assert table.dropped["without a price above 0"] == 3
-    moves = moves_of(table.bars["AAPL"], table.sessions)
+    bars = table.bars["AAPL"]
+    moves = moves_of(bars, table.sessions)
     assert int((moves.event == 1).sum()) == 20, "a dividend every quarter"
+    np.testing.assert_array_equal(moves.event, (bars.factor[1:] / bars.factor[:-1] > 1.0001)[WARM_UP:])
+    cents = replace(bars, factor=np.round(bars.factor * bars.close, 2) / bars.close)
+    np.testing.assert_array_equal(moves_of(cents, table.sessions).event, moves.event)

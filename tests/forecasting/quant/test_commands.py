@@ -1,6 +1,7 @@
 """``fintune quant`` from a price table to scores, on made-up prices."""
 
 import json
+from datetime import date
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import fintune
 from fintune.cli import main
 from fintune.forecasting.quant.building import read_build
 from fintune.forecasting.quant.days import read_days
-from fintune.schema.errors import DataError, RunError
+from fintune.schema.errors import DataError, ModelError, RunError
 from fintune.schema.loading import load_recipe
 from tests.forecasting.quant.made_up import bar_frame
 
@@ -79,6 +80,22 @@ def test_mistakes_are_said(built, tmp_path, capsys):
         main(["quant", "build", str(built / "prices.csv"), "-o", str(tmp_path / "x"), "--test-from", "2001-01-01"]) == 2
     )
     assert "without a day" in capsys.readouterr().err
+
+
+def test_a_model_of_another_build_is_refused(built, tmp_path):
+    """Other dates, the same words: its training days may be this build's test days."""
+    shape = {"layers": 1, "width": 32, "window_days": 8}
+    dates = {"validation_from": date(2021, 5, 3), "test_from": date(2021, 6, 1)}
+    fintune.quant_build(built / "prices.csv", tmp_path / "late", **dates, **shape)
+    later = tmp_path / "late" / "untrained"
+    with pytest.raises(ModelError, match="started from other built prices"):
+        fintune.quant_evaluate(later, data=built / "data", garch=False)
+    config = json.loads((later / "config.json").read_text())
+    del config["price_data"]
+    (later / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="does not say which built prices"):
+        fintune.quant_evaluate(later, data=tmp_path / "late", garch=False)
+    assert not (later / "quant_test.json").exists()
 
 
 @pytest.mark.slow

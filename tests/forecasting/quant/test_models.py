@@ -10,7 +10,7 @@ import torch
 from fintune.forecasting.quant.baselines import empirical, n_gram, own_history, past_counts, random_walk
 from fintune.forecasting.quant.comparison import evaluate_forecasts
 from fintune.forecasting.quant.days import DayTable
-from fintune.forecasting.quant.forecasts import Forecasts, targets_of
+from fintune.forecasting.quant.forecasts import Forecasts, Targets, targets_of
 from fintune.forecasting.quant.garch import CACHE, garch
 from fintune.forecasting.quant.gpt import gpt_forecasts
 from fintune.forecasting.quant.starting import tokenizer_of
@@ -102,6 +102,13 @@ def test_an_n_gram_finds_what_follows_what(made):
     assert "and last" in known.chosen
     gap = log_scores(known.probabilities, targets.code) - log_scores(empirical(targets).probabilities, targets.code)
     assert gap.mean() > 0.3
+
+
+def test_weeks_run_from_monday_to_sunday(made):
+    days, _ = made
+    first = int(np.flatnonzero(days.dates >= np.datetime64("2020-06-01"))[0])  # a Monday; business days follow
+    week = Targets(days, np.arange(first, first + 11), np.zeros(1)).week
+    assert week.tolist() == [0] * 5 + [1] * 5 + [2]
 
 
 def test_own_history_counts_the_tickers_last_days(targets):

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from fintune.forecasting.quant.days import SPLITS, DayTable, day_table, write_days
-from fintune.forecasting.quant.starting import write_recipe, write_start
+from fintune.forecasting.quant.starting import price_data, write_recipe, write_start
 from fintune.schema.errors import DataError
 from fintune.schema.run_directory import write_json, write_text_atomically, writing
 from fintune.sources.quant.bars import BarTable, Days, Floats, read_bars
@@ -128,7 +128,8 @@ def build(prices: str | Path, folder: str | Path, settings: BuildSettings) -> Bu
         place.mkdir(parents=True, exist_ok=True)
         write_days(place / DAYS, days)
         _write_documents(place, days, codec, moves)
-        write_start(place, codec, settings.layers, settings.width, settings.seed)
+        known_by = price_data(codec, *borders)
+        write_start(place, codec, settings.layers, settings.width, settings.seed, build=known_by)
         write_recipe(place, settings.window_days)
         write_json(
             place / FACTS,

@@ -15,6 +15,8 @@ from fintune.metrics.classification import Floats, Ints
 from fintune.schema.errors import DataError
 from fintune.sources.quant.codec import CHANGE, Codec
 
+_MONDAY = np.datetime64("1970-01-05", "D")
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -64,8 +66,8 @@ class Targets:
 
     @property
     def week(self) -> Ints:
-        """(N,) number of the week, for a second look where the days of a week resemble each other."""
-        weeks = self.days.dates[self.rows].astype("datetime64[W]")
+        """(N,) number of the week, Monday to Sunday, for a second look where the days of a week resemble each other."""
+        weeks = (self.days.dates[self.rows].astype("datetime64[D]") - _MONDAY) // np.timedelta64(7, "D")
         week: Ints = np.unique(weeks, return_inverse=True)[1].astype(np.int64)
         return week
 

@@ -1,13 +1,18 @@
 """What a model of price tokens starts from: a tokenizer whose words are the tokens, an untrained GPT, and a recipe.
 
-Enters: a codec and the shape of the GPT. Leaves: ``untrained/`` and ``recipe.yaml`` in the folder of built prices.
+Enters: a codec and the shape of the GPT. Leaves: ``untrained/`` and ``recipe.yaml`` in the folder of built prices. The
+model's configuration names the build, which training keeps, so that no model is scored on days that it learned from.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fintune.schema.errors import ModelError
 from fintune.schema.run_directory import write_text_atomically
 from fintune.sources.quant.codec import FIELDS, Codec
 
@@ -16,6 +21,8 @@ if TYPE_CHECKING:
 
 UNTRAINED = "untrained"
 RECIPE = "recipe.yaml"
+PRICE_DATA = "price_data"
+"""Key of the model's ``config.json`` under which the build stands."""
 _SPECIAL = ("<|start|>", "<|end|>", "<|unknown|>")
 _TEMPLATE = """\
 # Trains a GPT from scratch on the price tokens of this folder; written by fintune quant build.
@@ -93,13 +100,42 @@ def head_width(width: int) -> int:
     return 64 if width >= 256 else 16
 
 
-def write_start(folder: Path, codec: Codec, layers: int, width: int, seed: int) -> None:
-    """Writes an untrained GPT with its tokenizer into ``untrained``."""
+def price_data(codec: Codec, first_validation: date | str, first_test: date | str) -> str:
+    """What a build is known by: SHA-256 of its bins and of the dates that divide it."""
+    what = [codec.to_json(), str(first_validation), str(first_test)]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def require_price_data(model: Path, expected: str) -> None:
+    """Looks whether a model started from this build.
+
+    Raises:
+        ModelError: it started from another build, or says of none.
+    """
+    try:
+        found = json.loads((model / "config.json").read_text(encoding="utf-8")).get(PRICE_DATA)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{model / 'config.json'} cannot be read.", "Name a finished run.") from error
+    if found is None:
+        raise ModelError(
+            f"{model} does not say which built prices it started from: it is older, or no model of prices.",
+            "Build the prices into a new folder and train with its recipe.yaml.",
+        )
+    if found != expected:
+        raise ModelError(
+            f"{model} started from other built prices, with other bins or dates, and may know the days to be scored.",
+            "Evaluate with --data of its own build, or train with the recipe.yaml of this one.",
+        )
+
+
+def write_start(folder: Path, codec: Codec, layers: int, width: int, seed: int, *, build: str) -> None:
+    """Writes an untrained GPT of this ``build`` with its tokenizer into ``untrained``."""
     from fintune.models.gpt import optimised, write_untrained
 
     tokenizer = tokenizer_of(codec)
     shape = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": width // head_width(width)}
-    write_untrained(folder / UNTRAINED, optimised("tiny", len(tokenizer), **shape), tokenizer, seed=seed)
+    config = optimised("tiny", len(tokenizer), **shape, **{PRICE_DATA: build})
+    write_untrained(folder / UNTRAINED, config, tokenizer, seed=seed)
 
 
 def write_recipe(folder: Path, window_days: int) -> None:

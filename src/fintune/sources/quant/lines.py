@@ -21,7 +21,7 @@ from fintune.sources.quant.moves import EVENTS, Moves
 
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _LINE = re.compile(
-    r"(?P<day>\d{4}-\d\d-\d\d) \w{3} (?P<ticker>\S+) opened (?P<opened>[+-]\d+\.\d\d)%, closed "
+    r"(?P<day>\d{4}-\d\d-\d\d) \w{3} (?P<ticker>.+?) opened (?P<opened>[+-]\d+\.\d\d)%, closed "
     r"(?P<closed>[+-]\d+\.\d\d)%, range (?P<spread>\d+\.\d\d)% \(ended at (?P<position>\d+)%\), "
     r"volume (?P<volume>\d+\.\d\d)x(?:, (?P<event>dividend|split))?(?:, (?P<missed>\d+) sessions? missed before)?"
 )
@@ -33,7 +33,7 @@ class DayLine:
 
     Attributes:
         day: the day.
-        ticker: its name, without blanks.
+        ticker: its name, on one line.
         opened: per cent from the close before to the open.
         closed: per cent from the close before to the close, dividends counted in.
         spread: per cent from low to high.

@@ -27,8 +27,9 @@ WARM_UP = 20
 """Days at the start of a ticker that only feed its first volatility and its first mean volume."""
 EVENTS = ("none", "dividend", "split")
 _LEAST_VOLATILITY = 1e-4
-_ADJUSTMENT = 1e-4  # an adjustment smaller than this is the rounding of adjusted prices
+_ADJUSTMENT = 1e-4  # an adjustment smaller than this is noise, however many decimals the prices have
 _LARGEST_DIVIDEND = 0.15
+_MOST_DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def moves_of(bars: Bars, sessions: Days) -> Moves | None:
         volatility=np.maximum(np.sqrt(before(change**2, DECAY)), _LEAST_VOLATILITY),
         missed=missed,
         rested=rested,
-        event=_events(bars.factor),
+        event=_events(bars),
     )
     return moves.only(slice(WARM_UP, None))
 
@@ -120,9 +121,35 @@ def _breaks(dates: Days, sessions: Days) -> tuple[Ints, npt.NDArray[np.bool_]]:
     return missed.astype(np.int64), (missed == 0) & (weekdays > 1)
 
 
-def _events(factor: Floats) -> Ints:
-    """Dividends raise the factor a little from one day to the next; splits by a lot, reverse splits lower it."""
-    ratio = factor[1:] / factor[:-1]
-    is_dividend = (ratio > 1 + _ADJUSTMENT) & (ratio <= 1 + _LARGEST_DIVIDEND)
-    is_split = (ratio > 1 + _LARGEST_DIVIDEND) | (ratio < 1 - _ADJUSTMENT)
-    return np.where(is_dividend, 1, np.where(is_split, 2, 0)).astype(np.int64)
+def _events(bars: Bars) -> Ints:
+    """Dividends raise the factor a little from one day to the next; splits by a lot, reverse splits lower it by a lot.
+
+    What rounded prices may do to the factor is no event.
+    """
+    adjusted = bars.factor * bars.close
+    least = np.maximum(np.log1p(_ADJUSTMENT), _by_rounding(adjusted, bars.close))
+    largest = np.maximum(np.log1p(_LARGEST_DIVIDEND), least)
+    rise = np.diff(np.log(bars.factor))
+    is_dividend = (rise > least) & (rise <= largest)
+    return np.where(is_dividend, 1, np.where(np.abs(rise) > largest, 2, 0)).astype(np.int64)
+
+
+def _by_rounding(adjusted: Floats, close: Floats) -> Floats:
+    """The largest change of the factor's logarithm that rounding alone explains, ``(D - 1,)``.
+
+    A close with fewer decimals than the adjusted one is a price as it was paid, not a rounded one.
+    """
+    steps = _steps(adjusted)
+    off = -np.log1p(-steps / 2 / adjusted) - np.log1p(-np.minimum(steps, _steps(close)) / 2 / close)
+    off = np.where(steps > 0, off, 0.0)
+    return np.asarray(off[1:] + off[:-1])
+
+
+def _steps(prices: Floats) -> Floats:
+    """The step that prices were rounded to, as the decimals of the days so far show it; 0 beyond six decimals."""
+    decimals = np.full(len(prices), _MOST_DECIMALS + 1)
+    for places in range(_MOST_DECIMALS, -1, -1):
+        scaled = prices * 10.0**places
+        decimals[np.abs(scaled - np.rint(scaled)) <= 1e-3 + 1e-7 * scaled] = places  # 1e-7: single precision
+    decimals = np.maximum.accumulate(decimals)
+    return np.where(decimals > _MOST_DECIMALS, 0.0, 10.0**-decimals)
