@@ -260,6 +260,18 @@ def test_an_article_collected_for_many_companies_keeps_its_lines(tmp_path):
     assert not any(FOOTER in text for text in texts)
 
 
+def test_the_earliest_copy_decides_the_split(tmp_path):
+    texts = [f"The {name} company raised its forecast for the whole year." for name in ("first", "second", "third")]
+    late = [{"text": text, "date": day} for text, day in zip(texts, ("2020-05-02", "", "2018-03-01"), strict=True)]
+    early = [{"text": text.upper(), "date": day} for text, day in
+             zip(texts, ("2018-05-01", "2020-07-01", "2020-03-01"), strict=True)]  # fmt: skip
+    built = built_from(tmp_path, late, [*early, {**early[0], "date": ""}], near_duplicates=None, **DATES)
+    assert {row["text"]: row["date"] for row in rows_of(built, "train")} == {
+        texts[0]: "2018-05-01", texts[2]: "2018-03-01"}  # fmt: skip
+    assert {row["text"]: row["date"] for row in rows_of(built, "test")} == {texts[1]: "2020-07-01"}
+    assert built.manifest["counts"]["0"]["day"] == {"changed": 2}
+
+
 def test_an_empty_corpus_names_the_step(tmp_path):
     write_rows(tmp_path / "a.jsonl", [{"text": "short"}])
     with pytest.raises(DataError, match="most were dropped by the step 'short'"):
