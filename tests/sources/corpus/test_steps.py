@@ -27,6 +27,25 @@ def test_html_becomes_its_words_without_menus():
     assert text_of_html(page).split("\n") == ["Profit up", "Sales rose 8% to £2bn.", "one", "two", "Line", "break"]
 
 
+def test_cells_of_a_table_stand_apart():
+    page = (
+        "<p>In millions:</p><table><tr><th></th><th>2023</th><th>2022</th></tr><tr><td>Revenue</td><td>1,234</td>"
+        "<td> 1,100 </td></tr><tr><td><p>Costs</p></td><td></td><td>900</td></tr></table><p>Rivals | agree |</p>"
+    )
+    assert text_of_html(page).split("\n") == ["In millions:", "2023 | 2022", "Revenue | 1,234 | 1,100", "Costs", "900",
+                                              "Rivals | agree |"]  # fmt: skip
+
+
+def test_a_page_in_a_form_and_the_header_of_an_article_stay():
+    page = (
+        "<body><form><header>Home</header><article><header><h1>Profit up</h1></header><p>Sales rose.</p><nav>More</nav>"
+        "<footer><p>Shares fell.</p></footer></article><select><option>Country</option></select><button>Go</button>"
+        "<textarea>Say</textarea><footer>Copyright</footer></form></body>"
+    )
+    assert text_of_html(page).split("\n") == ["Profit up", "Sales rose.", "Shares fell."]
+    assert text_of_html("<main><div><header>Profit up</header></div></main>") == "Profit up"
+
+
 @pytest.mark.parametrize(
     ("text", "steps"),
     [
