@@ -105,8 +105,8 @@ SENTENCES = (
 FOOTERS = (
     "Copyright (c) Reuters", "COPYRIGHT © Dow Jones", "Copyright 2020 Reuters Limited", "(c) 2019 Wire",
     "© copyright Wire", "(Reporting by A. Writer; Editing By B. Reader)", "Writing by Élodie Blanc", "Read more",
-    "READ NEXT: Profit falls", "Sign up here.", "Sign up: our letter", "Sign up for our daily newsletter", "Subscribe now",
-    "All rights reserved.",
+    "READ NEXT: Profit falls", "Sign up here.", "Sign up: our letter", "Sign up for our daily newsletter",
+    "Subscribe now", "All rights reserved.",
 )  # fmt: skip
 
 
