@@ -243,6 +243,35 @@ def test_a_collection_gives_the_largest_companies_and_joins_their_tickers(tmp_pa
     assert counts["companies"] == counts["equal"] == {"dropped": 1}
 
 
+def built_from(folder, *sources, **limits):
+    """A corpus without tokens from lists of rows, each a source."""
+    places = [write_rows(folder / f"{number}.jsonl", rows) for number, rows in enumerate(sources)]
+    return build_corpus(places, folder / "out", tokenizer=None, progress=False, **limits)
+
+
+def test_an_article_collected_for_many_companies_keeps_its_lines(tmp_path):
+    words = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("arket", "elling", "oses")]
+    draw = random.Random(4)
+    bodies = [" ".join(draw.choices(words, k=30)) + f".\n{FOOTER}" for _ in range(12)]
+    article = "Two makers of chips agreed on a standard.\nTheir shares rose by three percent on Monday."
+    rows = [{"text": text} for text in [*bodies, *[article] * 12]]
+    texts = [row["text"] for row in rows_of(built_from(tmp_path, rows))]
+    assert article in texts and len(texts) == 13
+    assert not any(FOOTER in text for text in texts)
+
+
+def test_the_earliest_copy_decides_the_split(tmp_path):
+    texts = [f"The {name} company raised its forecast for the whole year." for name in ("first", "second", "third")]
+    late = [{"text": text, "date": day} for text, day in zip(texts, ("2020-05-02", "", "2018-03-01"), strict=True)]
+    early = [{"text": text.upper(), "date": day} for text, day in
+             zip(texts, ("2018-05-01", "2020-07-01", "2020-03-01"), strict=True)]  # fmt: skip
+    built = built_from(tmp_path, late, [*early, {**early[0], "date": ""}], near_duplicates=None, **DATES)
+    assert {row["text"]: row["date"] for row in rows_of(built, "train")} == {
+        texts[0]: "2018-05-01", texts[2]: "2018-03-01"}  # fmt: skip
+    assert {row["text"]: row["date"] for row in rows_of(built, "test")} == {texts[1]: "2020-07-01"}
+    assert built.manifest["counts"]["0"]["day"] == {"changed": 2}
+
+
 def test_an_empty_corpus_names_the_step(tmp_path):
     write_rows(tmp_path / "a.jsonl", [{"text": "short"}])
     with pytest.raises(DataError, match="most were dropped by the step 'short'"):

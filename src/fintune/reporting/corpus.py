@@ -37,6 +37,7 @@ _CHANGES = {
     "unwrap": "line ends joined",
     "boilerplate": "boilerplate lines taken out",
     "private": "private data replaced",
+    "day": "earlier day of a repeat",
 }
 _COLOURS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
 _MOST_SOURCES = 20

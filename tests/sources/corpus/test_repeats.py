@@ -11,7 +11,7 @@ from fintune.sources.corpus import repeats as module
 from fintune.sources.corpus.drafts import Draft
 from fintune.sources.corpus.pieces import write_array, write_piece
 from fintune.sources.corpus.plain import MARKER, read_plain, write_plain
-from fintune.sources.corpus.repeats import EQUAL, KEPT, NEAR, Repeats
+from fintune.sources.corpus.repeats import EQUAL, KEPT, NEAR, HeldWindows, Repeats
 from fintune.sources.corpus.signatures import band_hashes, compared_by, digest_of, similarity, windows
 
 WORDS = [
@@ -86,6 +86,18 @@ def test_what_stays_is_what_comparing_all_pairs_leaves(texts, found):
     assert [document for document, kind in enumerate(found[1]) if kind == KEPT] == kept
 
 
+def test_families_of_similar_texts_leave_no_twins(tmp_path):
+    draw = random.Random(1)
+    same, choices = draw.choices(WORDS, k=70), [draw.sample(WORDS, k=4) for _ in range(14)]
+    texts = [" ".join([*same, *map(draw.choice, choices)]) for _ in range(200)]
+    kinds = found_by(tmp_path, texts, 64)[1]
+    sets, twins = [windows(compared_by(text)) for text in texts], 0
+    kept = [document for document, kind in enumerate(kinds) if kind == KEPT]
+    for place, document in enumerate(kept):
+        twins += any(similarity(sets[document], sets[one]) >= THRESHOLD for one in kept[:place])
+    assert len(kept) > 5 and twins <= len(kept) // 20
+
+
 def test_pieces_and_parts_change_nothing(texts, found, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_AT_ONCE", 50)  # hashes are sorted in four parts
     assert found_by(tmp_path, texts, 7) == found
@@ -99,6 +111,20 @@ def test_a_stopped_search_goes_on_to_the_same_end(texts, found, tmp_path):
     (tmp_path / "repeats" / "settled.json").write_text('{"pieces": 1}')
     repeats.find(THRESHOLD)
     assert [int(root) for number in range(n) for root in repeats.roots(number)] == found[0]
+
+
+def test_windows_are_held_up_to_a_number_of_bytes():
+    made = []
+
+    def windows_of(document):
+        made.append(document)
+        return np.zeros(10 * document, np.uint64)
+
+    held = HeldWindows(windows_of, 790)
+    for document in (1, 2, 3, 1, 4, 1, 2, 20):
+        assert len(held(document)) == 10 * document
+        assert held.bytes <= max(790, 80 * document)
+    assert made == [1, 2, 3, 4, 2, 20]
 
 
 def stop_after(calls):

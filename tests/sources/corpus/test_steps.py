@@ -27,6 +27,25 @@ def test_html_becomes_its_words_without_menus():
     assert text_of_html(page).split("\n") == ["Profit up", "Sales rose 8% to £2bn.", "one", "two", "Line", "break"]
 
 
+def test_cells_of_a_table_stand_apart():
+    page = (
+        "<p>In millions:</p><table><tr><th></th><th>2023</th><th>2022</th></tr><tr><td>Revenue</td><td>1,234</td>"
+        "<td> 1,100 </td></tr><tr><td><p>Costs</p></td><td></td><td>900</td></tr></table><p>Rivals | agree |</p>"
+    )
+    assert text_of_html(page).split("\n") == ["In millions:", "2023 | 2022", "Revenue | 1,234 | 1,100", "Costs", "900",
+                                              "Rivals | agree |"]  # fmt: skip
+
+
+def test_a_page_in_a_form_and_the_header_of_an_article_stay():
+    page = (
+        "<body><form><header>Home</header><article><header><h1>Profit up</h1></header><p>Sales rose.</p><nav>More</nav>"
+        "<footer><p>Shares fell.</p></footer></article><select><option>Country</option></select><button>Go</button>"
+        "<textarea>Say</textarea><footer>Copyright</footer></form></body>"
+    )
+    assert text_of_html(page).split("\n") == ["Profit up", "Sales rose.", "Shares fell."]
+    assert text_of_html("<main><div><header>Profit up</header></div></main>") == "Profit up"
+
+
 @pytest.mark.parametrize(
     ("text", "steps"),
     [
@@ -66,7 +85,7 @@ def test_repeated_lines_are_found_in_bounded_memory_and_never_too_many():
 def test_boilerplate_goes_and_sentences_stay():
     text = (
         "(C) - Sales of exporters.\nThis call is being recorded today.\n"
-        "Reporting by A. Writer\nRead more about it in our report: x"
+        "Reporting by A. Writer\nRead more: our report on exporters"
     )
     cleaned, removed = without_lines(text, {line_key("This call is being recorded today.")})
     assert (cleaned, removed) == ("(C) - Sales of exporters.", 3)
@@ -74,6 +93,33 @@ def test_boilerplate_goes_and_sentences_stay():
         "Reuters said on Monday that sales rose.",
         0,
     )
+
+
+SENTENCES = (
+    "Copyright suit against Oracle may go on, a judge ruled.",
+    "Reporting by segment changed in 2020: cloud is now apart.",
+    "Read more than 40 analyst notes before you buy.",
+    "Sign up for Netflix slowed in the third quarter.",
+    "Subscribe to the shares by Friday, holders were told.",
+)
+FOOTERS = (
+    "Copyright (c) Reuters", "COPYRIGHT © Dow Jones", "Copyright 2020 Reuters Limited", "(c) 2019 Wire",
+    "© copyright Wire", "(Reporting by A. Writer; Editing By B. Reader)", "Writing by Élodie Blanc", "Read more",
+    "READ NEXT: Profit falls", "Sign up here.", "Sign up: our letter", "Sign up for our daily newsletter",
+    "Subscribe now", "All rights reserved.",
+)  # fmt: skip
+
+
+def test_known_footers_go_at_the_end_and_sentences_stay():
+    for sentence in SENTENCES:
+        text = f"Sales rose by 8 percent.\n{sentence}"
+        assert without_lines(text, ()) == (text, 0)
+    for footer in FOOTERS:
+        assert without_lines(f"Sales rose.\n\n{footer}", ()) == ("Sales rose.", 1)
+        assert without_lines(footer, ()) == (footer, 0)
+    middle = "Read more:\nSales rose.\nShares fell.\nAll was quiet."
+    assert without_lines(middle, ()) == (middle, 0)
+    assert without_lines("\n".join(["Sales rose.", *FOOTERS]), ()) == ("Sales rose.", len(FOOTERS))
 
 
 def test_private_data_is_replaced_where_its_check_digit_is_right():
@@ -84,6 +130,10 @@ def test_private_data_is_replaced_where_its_check_digit_is_right():
     cleaned, counts = without_private(text)
     assert counts == {"email": 1, "phone": 2, "card": 1, "iban": 1, "ssn": 1}
     assert "4111 1111 1111 1112" in cleaned and "0130 01" in cleaned and "[IBAN]" in cleaned
+    for phone in ("+442079460958", "+1 (212) 555-0143", "+33 1 23 45 67 89", "+44.20.7946.0958"):
+        assert without_private(f"Call {phone}.") == ("Call [PHONE].", {"phone": 1})
+    for change in ("+10 200 300 basis points", "+1.23456789 pct", "+10.25 2000 3000", "+1 200 300 4000 5000.5"):
+        assert without_private(f"It rose {change}") == (f"It rose {change}", {})
     figures = "Net 1,234,567 vs 2,345,678; 1986-1987; 12.5-13.5 pct; CUSIP 037833100; revenue of $212.555 0143 mln"
     assert without_private(figures) == (figures, {})
 
@@ -91,6 +141,8 @@ def test_private_data_is_replaced_where_its_check_digit_is_right():
 def test_tickers_are_listed_once_in_order():
     text = "$AAPL and $BRK.B rose; IBM (NYSE: IBM), (NASDAQ:MSFT) and Ford (F) fell; (US) cost $5; $AAPL and <GM>."
     assert tickers_in(text) == ["AAPL", "BRK.B", "IBM", "MSFT", "GM"]
+    filing = "<TABLE><CAPTION>Sears <S> fell.<BR><S>  <C>  <C>\nRevenue  1,234"
+    assert tickers_in(filing) == [] and tickers_in(filing, {"S"}) == ["S"]
     assert tickers_in(text, {"F"}) == ["AAPL", "BRK.B", "IBM", "MSFT", "F", "GM"]
 
 

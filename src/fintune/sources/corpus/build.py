@@ -14,7 +14,7 @@ so that a build that was killed goes on after its last whole piece and ends in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from fintune.schema.errors import DataError
 from fintune.sources.corpus.drafts import Draft, draft_of
+from fintune.sources.corpus.joining import Joined, joined_to, splits_of
 from fintune.sources.corpus.lines import LineCounter, as_keys
 from fintune.sources.corpus.pieces import (
     PIECE_CHARACTERS,
@@ -40,9 +41,11 @@ from fintune.sources.corpus.repeats import EQUAL, KEPT, NEAR, Repeats
 from fintune.sources.corpus.settings import Cleaning
 from fintune.sources.corpus.shards import ShardRecord, plan_shards, write_shard
 from fintune.sources.corpus.signatures import band_hashes, compared_by, digest_of, windows
-from fintune.sources.corpus.steps import DROPPED, SPLITS, Finished, Tally, finish, prepare
+from fintune.sources.corpus.steps import CHANGED, DROPPED, SPLITS, Finished, Tally, finish, prepare
 
 Advance = Callable[[str, int], None]
+FORMAT_VERSION = 2
+"""Raised where equal sources and settings make other bytes: a corpus of another version is not gone on with."""
 
 
 @dataclass
@@ -64,7 +67,7 @@ def build_documents(
     """Writes the documents of a corpus; goes on where an earlier call with the same arguments was stopped.
 
     Args:
-        sources: in the order of the corpus; of equal documents the first stays.
+        sources: in the order of the corpus; of equal documents the first stays, with the earliest day of them all.
         cleaning: steps and limits.
         folder: of the corpus.
         advance: told the phase and how many more documents it has done.
@@ -95,7 +98,10 @@ def build_documents(
         tallies[owner].count("equal", DROPPED, int((kinds == EQUAL).sum()))
         tallies[owner].count("near", DROPPED, int((kinds == NEAR).sum()))
         tallies[owner].count("documents", "out", int((kinds == KEPT).sum()))
-    shards = _write(clean, sizes, repeats, cleaning, folder, advance)
+    joined = joined_to(clean, sizes, repeats)
+    for number, _ in (place for place, one in joined.items() if one.moved):
+        tallies[owners[number]].count("day", CHANGED)
+    shards = _write(clean, sizes, repeats, joined, cleaning, folder, advance)
     if not shards:
         raise _nothing_left(tallies)
     return Documents(shards, {label: tally.plain() for label, tally in tallies.items()})
@@ -159,12 +165,23 @@ def _repeated_lines(pieces: Sequence[Path], entry: int, cleaning: Cleaning, work
     record = read_record(path)
     if record is None:
         counter = LineCounter()
-        for piece in pieces:
-            for text in Piece(piece).column("text"):
-                counter.add(text)
+        for text in _distinct(pieces):
+            counter.add(text)
         record = {"lines": counter.repeated(cleaning.boilerplate_share)}
         write_record(path, record)
     return as_keys(record["lines"])
+
+
+def _distinct(pieces: Sequence[Path]) -> Iterator[str]:
+    """Each text once: an article that was collected for ten companies does not make its lines boilerplate."""
+    digests = [np.asarray([digest_of(compared_by(text)) for text in Piece(piece).column("text")], np.uint64)
+               for piece in pieces]  # fmt: skip
+    _, firsts = np.unique(np.concatenate(digests), return_index=True)
+    start = 0
+    for piece, found in zip(pieces, digests, strict=True):
+        rows = np.intersect1d(firsts, np.arange(start, start + len(found))) - start
+        yield from Piece(piece).table.column("text").take(rows).to_pylist()
+        start += len(found)
 
 
 def _clean(
@@ -199,38 +216,24 @@ def _write_clean(path: Path, found: Sequence[Finished], cleaning: Cleaning) -> N
 
 
 def _write(
-    clean: Sequence[Path], sizes: Sequence[int], repeats: Repeats, cleaning: Cleaning, folder: Path, advance: Advance
+    clean: Sequence[Path],
+    sizes: Sequence[int],
+    repeats: Repeats,
+    joined: Mapping[tuple[int, int], Joined],
+    cleaning: Cleaning,
+    folder: Path,
+    advance: Advance,
 ) -> list[ShardRecord]:
     def kept() -> Iterator[tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.bool_]]]:
         for number, path in enumerate(clean):
             if sizes[number]:
-                splits = Piece(path).table.column("split").to_numpy().astype(np.uint8)
-                yield number, splits, repeats.kinds(number) == KEPT
+                yield number, splits_of(path, number, joined, cleaning), repeats.kinds(number) == KEPT
 
-    extra = _tickers_of_repeats(clean, sizes, repeats)
     shards = []
     for plan in plan_shards(kept(), cleaning.shard_documents):
-        shards.append(write_shard(plan, folder / "documents", folder / ".work" / "written", clean, extra))
+        shards.append(write_shard(plan, folder / "documents", folder / ".work" / "written", clean, joined))
         advance("writing", shards[-1].documents)
     return shards
-
-
-def _tickers_of_repeats(
-    clean: Sequence[Path], sizes: Sequence[int], repeats: Repeats
-) -> dict[tuple[int, int], list[str]]:
-    """Tickers of documents that go, for those that stay: an article about two companies was collected for each."""
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    found: dict[tuple[int, int], list[str]] = {}
-    for number, path in enumerate(clean):
-        gone = np.flatnonzero(repeats.kinds(number) != KEPT)
-        if not len(gone):
-            continue
-        for row, tickers in zip(gone.tolist(), Piece(path).table.column("tickers").take(gone).to_pylist(), strict=True):
-            if tickers:
-                root = repeats.final_root(int(starts[number]) + row)
-                piece = int(np.searchsorted(starts, root, side="right")) - 1
-                found.setdefault((piece, root - int(starts[piece])), []).extend(tickers)
-    return found
 
 
 def _whole_record(path: Path) -> dict[str, Any]:

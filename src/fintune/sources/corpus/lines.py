@@ -16,14 +16,18 @@ _MIN_LETTERS = 12
 _CAPACITY = 200_000
 _MOST_CHARACTERS = 160
 _RIGHTS = "all rights reserved"
+_LAST_LINES = 3
+"""Lines at the end of a document among which a footer is looked for."""
 _FOOTER = re.compile(
-    r"(?:reuters?|copyright\b.*|(?:\(c\)|©) ?(?:copyright|(?:19|20)\d\d)\b.*|click here (?:for|to)\b.*"
-    r"|read (?:more|also|next)\b.*|sign up (?:for|to)\b.*"
-    r"|subscribe (?:to|now)\b.*|our standards: the thomson reuters trust principles\.?|follow us on\b.*"
-    r"|share this (?:article|story)\b.*|\(?(?:reporting|writing|editing) by\b.*|advertisement"
-    r"|for more information,? (?:visit|contact)\b.*)"
+    r"(?:reuters?|copyright ?(?:©|\(c\)|(?:19|20)\d\d\b).*|(?:\(c\)|©) ?(?:copyright|(?:19|20)\d\d)\b.*"
+    r"|click here (?:for|to)\b.*|read (?:more|also|next)(?:[.!…»>]*| ?:.*)"
+    r"|(?:sign up|subscribe)(?: here| now| today)?(?:[.!…»>]*| ?:.*)"
+    r"|(?:sign up for|sign up to|subscribe to) (?:our|the|this) [^.]*newsletters?[.!]?"
+    r"|our standards: the thomson reuters trust principles\.?|follow us on\b.*"
+    r"|share this (?:article|story)\b.*|advertisement|for more information,? (?:visit|contact)\b.*)"
 )
 """Of a line in lower case."""
+_BYLINE = re.compile(r"\(?(?i:reporting|writing|editing) (?i:by) ([^\W\d_]).*")
 
 
 class LineCounter:
@@ -68,18 +72,30 @@ def line_key(line: str) -> bytes | None:
 
 
 def without_lines(text: str, repeated: Collection[bytes]) -> tuple[str, int]:
-    """The text without repeated lines and known footers, and how many went."""
+    """The text without repeated lines and without known footers at its end, and how many went."""
     lines = text.split("\n")
-    kept = [line for line in lines if not _is_footer(line) and (not repeated or line_key(line) not in repeated)]
+    kept = [line for line in lines if not repeated or line_key(line) not in repeated]
+    while (footer := _last_footer(kept)) is not None:
+        del kept[footer]
     removed = len(lines) - len(kept)
     return ("\n".join(kept).strip() if removed else text), removed
+
+
+def _last_footer(lines: list[str]) -> int | None:
+    """Which of the last lines is a footer; none of a document of one line, which would be left without words."""
+    written = [number for number, line in enumerate(lines) if line.strip()]
+    if len(written) < 2:
+        return None
+    return next((number for number in reversed(written[-_LAST_LINES:]) if _is_footer(lines[number])), None)
 
 
 def _is_footer(line: str) -> bool:
     if len(line) > _MOST_CHARACTERS:
         return False
-    words = line.strip().lower()
-    return _RIGHTS in words or _FOOTER.fullmatch(words) is not None
+    words = line.strip()
+    if byline := _BYLINE.fullmatch(words):
+        return byline[1].isupper()  # "Reporting by segment changed" is a sentence
+    return _RIGHTS in words.lower() or _FOOTER.fullmatch(words.lower()) is not None
 
 
 def as_keys(keys: Iterable[str]) -> frozenset[bytes]:

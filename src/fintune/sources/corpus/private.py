@@ -15,9 +15,12 @@ _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b
 _CARD = re.compile(r"(?<![\d.,-])\d(?:[ -]?\d){12,18}(?![\d.,]?\d)")
 _SSN = re.compile(r"(?<![\d-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])")
 _PHONE = re.compile(
-    r"(?<![\w.+$£€-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){2,4}"
-    r"|(?:1[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[.-])[2-9]\d{2}[ .-]\d{4})(?![\w-])"
+    r"(?<![\w.+$£€-])(?:\+[1-9]\d{0,2}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){2,4}+"
+    r"|(?:1[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[.-])[2-9]\d{2}[ .-]\d{4})(?![\w-]|[.,]\d)"
 )
+_CODE = re.compile(r"\+(?:\d{1,3}(?!\d)|\d\d)")
+_LEAST_DIGITS = 8
+"""Of a phone number after the country's code."""
 
 
 def luhn(number: str) -> bool:
@@ -33,12 +36,22 @@ def is_iban(text: str) -> bool:
     return 15 <= len(letters) <= 34 and int("".join(str(int(c, 36)) for c in letters[4:] + letters[:4])) % 97 == 1
 
 
+def is_phone(text: str) -> bool:
+    """Whether a number with a country's code is long enough for one and has no decimal part; others have a form."""
+    code = _CODE.match(text)
+    if code is None:
+        return True
+    points = text.count(".")
+    is_decimal = points == 1 or (points > 1 and " " in text)
+    return not is_decimal and sum(map(str.isdigit, text[code.end() :])) >= _LEAST_DIGITS
+
+
 _KINDS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = (
     ("email", _EMAIL, bool),
     ("iban", _IBAN, is_iban),
     ("card", _CARD, luhn),
     ("ssn", _SSN, bool),
-    ("phone", _PHONE, bool),
+    ("phone", _PHONE, is_phone),
 )
 
 

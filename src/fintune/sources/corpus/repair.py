@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import TYPE_CHECKING
 
 import ftfy
+
+if TYPE_CHECKING:
+    from selectolax.lexbor import LexborNode
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u200e\u200f\u2028\u2029\ufeff\u00ad]")
 _NAMES = (
@@ -20,8 +24,13 @@ _TAG = re.compile(
     rf"</(?i:{_NAMES})\s*>|<(?i:{_NAMES})\s[^<>]{{0,2000}}=[^<>]{{0,2000}}>|<(?:{_NAMES})\s*/?>|<(?i:br|hr)\s*/>"
 )
 _BLOCKS = "p,div,br,li,ul,ol,tr,table,h1,h2,h3,h4,h5,h6,blockquote,article,section,pre,figure,dd,dt"
-_REMOVED = ["script", "style", "noscript", "nav", "header", "footer", "aside", "form", "iframe", "svg", "template"]
-_BREAK = "\ue000"
+_OF_THE_PAGE = ("header", "footer")  # of an article they are words of it
+_REMOVED = (
+    *("script", "style", "noscript", "nav", *_OF_THE_PAGE, "aside", "iframe", "svg", "template"),
+    *("input", "select", "button", "textarea"),  # of a form; old pages lie in one as a whole
+)
+_BREAK, _CELL = "\ue000", "\ue001"
+_BREAKS, _CELLS = re.compile(rf"[ {_CELL}]*{_BREAK}[ {_CELL}{_BREAK}]*"), re.compile(rf"[ {_CELL}]*{_CELL}[ {_CELL}]*")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 _WRAPPED_FROM, _WRAPPED_TO = 45, 90
 _LIST_ITEM = re.compile(r"[-*+•>|]\s|\d{1,3}[.)]\s")
@@ -49,13 +58,16 @@ def repair(text: str, *, html: bool, unwrap: bool) -> tuple[str, tuple[str, ...]
 
 
 def text_of_html(markup: str) -> str:
-    """The words of HTML, a line for each block, without scripts, menus, headers and footers of the page."""
+    """The words of HTML, a line for each block, cells of a table between bars.
+
+    Scripts, menus, fields of forms, and headers and footers of the page, not of an article, go.
+    """
     from selectolax.lexbor import LexborHTMLParser
 
     body = LexborHTMLParser(markup).body
     if body is None:
         return ""
-    for node in body.css(",".join(_REMOVED)):
+    for node in [node for node in body.css(",".join(_REMOVED)) if not _is_of_article(node)]:
         if node.parent is not None:
             node.decompose()
     blocks = body.css(_BLOCKS)
@@ -64,8 +76,17 @@ def text_of_html(markup: str) -> str:
     for block in blocks:
         block.insert_before(_BREAK)
         block.insert_after(_BREAK)
-    words = re.sub(r"\s+", " ", body.text())
-    return re.sub(rf" ?(?:{_BREAK} ?)+", "\n", words).strip()
+    for cell in body.css("td,th"):
+        cell.insert_before(_CELL)
+    words = re.sub(r"\s+", " ", body.text()).strip(f" {_BREAK}{_CELL}")
+    return _CELLS.sub(" | ", _BREAKS.sub("\n", words))
+
+
+def _is_of_article(node: LexborNode) -> bool:
+    above = node.parent if node.tag in _OF_THE_PAGE else None
+    while above is not None and above.tag not in ("article", "main"):
+        above = above.parent
+    return above is not None
 
 
 def unwrapped(text: str) -> str:

@@ -7,6 +7,7 @@ earlier one that stays have the stated similarity. Numbers of documents are thei
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,11 +22,35 @@ from fintune.sources.corpus.signatures import Hashes, compared_by, similarity, w
 KEPT, EQUAL, NEAR = 0, 1, 2
 _AT_ONCE = 8_000_000
 """Hashes that are sorted in memory at once; more are sorted in parts, by their remainder."""
-_OPEN_PIECES, _HELD_WINDOWS = 64, 256
+_OPEN_PIECES = 64
+_HELD_BYTES = 64 * 1024**2
+_LAGS = 32
+"""Earlier documents of a band's run that a document is compared with, the latest ones, and the first of the run."""
 
 Pairs = npt.NDArray[np.int64]
 Columns = Callable[[], Iterator[tuple[int, Hashes]]]
 """Calls for the hashes of every piece, each with the number of its first document."""
+
+
+class HeldWindows:
+    """Windows of the documents that were asked for last, as many as fit into ``most`` bytes, and one at least."""
+
+    def __init__(self, made: Callable[[int], Hashes], most: int = _HELD_BYTES) -> None:
+        self._made = made
+        self._most = most
+        self._held: OrderedDict[int, Hashes] = OrderedDict()
+        self.bytes = 0
+
+    def __call__(self, document: int) -> Hashes:
+        """(W,) windows of a document."""
+        if document in self._held:
+            self._held.move_to_end(document)
+            return self._held[document]
+        found = self._held[document] = self._made(document)
+        self.bytes += found.nbytes
+        while self.bytes > self._most and len(self._held) > 1:
+            self.bytes -= self._held.popitem(last=False)[1].nbytes
+        return found
 
 
 class Repeats:
@@ -42,7 +67,7 @@ class Repeats:
         self._pieces = pieces
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._piece = lru_cache(maxsize=_OPEN_PIECES)(lambda number: Piece(pieces[number]))
-        self._windows = lru_cache(maxsize=_HELD_WINDOWS)(lambda document: windows(compared_by(self.text(document))))
+        self._windows = HeldWindows(lambda document: windows(compared_by(self.text(document))))
 
     def find(self, threshold: float | None, advance: Callable[[int], None] = lambda documents: None) -> None:
         """Finds equal documents and, with a threshold, similar ones; goes on where an earlier call was stopped.
@@ -58,7 +83,7 @@ class Repeats:
         if done["pieces"] < 0:
             self._settle_equal()
             done = {"pieces": 0}
-        bands = self._write_pairs(threshold)
+        bands = self._write_runs(threshold)
         for number in range(len(self._pieces)):
             if number >= done["pieces"]:
                 self._settle_near(number, bands, threshold)
@@ -100,8 +125,8 @@ class Repeats:
             roots[pairs[:, 0]], kinds[pairs[:, 0]] = pairs[:, 1], EQUAL
         self._note(0)
 
-    def _write_pairs(self, threshold: float | None) -> list[Path]:
-        """Pairs of each band, sorted by the later document."""
+    def _write_runs(self, threshold: float | None) -> list[Path]:
+        """Of each band the documents that share a hash."""
         first = next((path for path in self._pieces), None)
         if threshold is None or first is None:
             return []
@@ -109,7 +134,7 @@ class Repeats:
         files = [self._folder / f"band-{band:03d}.npy" for band in range(n_bands)]
         for band, file in enumerate(files):
             if not file.is_file():
-                write_array(file, proposed_pairs(lambda band=band: self._columns("bands", band)))  # type: ignore[misc]
+                write_array(file, shared_runs(lambda band=band: self._columns("bands", band)))  # type: ignore[misc]
         return files
 
     def _columns(self, kind: str, band: int | None = None) -> Iterator[tuple[int, Hashes]]:
@@ -128,23 +153,20 @@ class Repeats:
             span = slice(int(self._starts[number]), int(self._starts[number + 1]))
             near = kinds[span] == NEAR  # of a settling that was killed
             roots[span][near], kinds[span][near] = np.arange(span.start, span.stop)[near], KEPT
+            compared: set[tuple[int, int]] = set()
             for later, earlier in self._pairs_within(bands, span.start, span.stop):
-                root = int(roots[earlier])
-                if kinds[later] == KEPT and similarity(self._windows(later), self._windows(root)) >= threshold:
-                    roots[later], kinds[later] = root, NEAR
+                pair = later, int(roots[earlier])
+                if kinds[later] != KEPT or pair in compared:
+                    continue
+                compared.add(pair)
+                if similarity(*map(self._windows, pair)) >= threshold:
+                    roots[later], kinds[later] = pair[1], NEAR
         self._note(number + 1)
 
     def _pairs_within(self, bands: Sequence[Path], start: int, stop: int) -> list[tuple[int, int]]:
         """Each pair once whose later document is in the range, by later and then by earlier document."""
-        parts = []
-        for path in bands:
-            pairs = read_array(path, mapped=True)
-            first, end = np.searchsorted(pairs[:, 0], [start, stop])
-            parts.append(np.asarray(pairs[first:end]))
-        found: list[tuple[int, int]] = (
-            [] if not parts else list(map(tuple, np.unique(np.concatenate(parts), axis=0).tolist()))
-        )
-        return found
+        parts = [pairs_within(read_array(path, mapped=True), start, stop) for path in bands]
+        return [] if not parts else list(map(tuple, np.unique(np.concatenate(parts), axis=0).tolist()))
 
     def _open(self, name: str, kind: type, mode: str = "r") -> npt.NDArray[np.int64]:
         path = self._folder / name
@@ -160,13 +182,37 @@ class Repeats:
         write_json(self._folder / "settled.json", {"pieces": pieces})
 
 
-def proposed_pairs(columns: Columns) -> Pairs:
-    """(P, 2) later and earlier document of pairs whose hashes agree: with the first that has the hash, and the last."""
-    found = [np.zeros((0, 2), np.int64)]
+def shared_runs(columns: Columns) -> Pairs:
+    """Runs of documents that share a hash, what ``pairs_within`` reads.
+
+    Returns:
+        (4, M) for the M documents that share one: documents by run; where the run of each begins; places of the
+        documents in their own order; documents in their own order.
+    """
+    runs, begins, length = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
     for documents, same, firsts in _runs(columns):
-        later, before, first = documents[1:][same], documents[:-1][same], firsts[1:][same]
-        found += [np.stack([later, before], axis=1), np.stack([later, first], axis=1)]
-    pairs: Pairs = np.unique(np.concatenate(found), axis=0)
+        shared = np.append(False, same)[: len(documents)] | np.append(same, False)[: len(documents)]
+        members, starts = documents[shared], firsts[shared]
+        new = np.flatnonzero(members == starts)  # the first of a run
+        begins.append(np.repeat(new, np.diff(np.append(new, len(members)))) + length)
+        runs.append(members)
+        length += len(members)
+    documents = np.concatenate(runs)
+    order = np.argsort(documents, kind="stable")
+    found: Pairs = np.stack([documents, np.concatenate(begins), order, documents[order]])
+    return found
+
+
+def pairs_within(runs: Pairs, start: int, stop: int) -> Pairs:
+    """(P, 2) later and earlier document: each of the range with the latest ones of its run before it, and the first."""
+    first, end = np.searchsorted(runs[3], [start, stop])
+    places, later = np.asarray(runs[2, first:end]), np.asarray(runs[3, first:end])
+    begins = runs[1][places]
+    found = [np.stack([later, runs[0][begins]], axis=1)[begins < places]]
+    for lag in range(1, _LAGS + 1):
+        there = places - lag >= begins
+        found.append(np.stack([later[there], runs[0][places[there] - lag]], axis=1))
+    pairs: Pairs = np.concatenate(found)
     return pairs
 
 

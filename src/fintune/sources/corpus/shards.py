@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fintune.sources.corpus.joining import Joined
 from fintune.sources.corpus.pieces import Piece, aside, read_record, write_record
 from fintune.sources.corpus.steps import SPLITS
 
@@ -90,7 +91,7 @@ def plan_shards(kept: Iterator[tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.
 
 
 def write_shard(
-    plan: ShardPlan, folder: Path, records: Path, pieces: Sequence[Path], extra: Mapping[tuple[int, int], list[str]]
+    plan: ShardPlan, folder: Path, records: Path, pieces: Sequence[Path], joined: Mapping[tuple[int, int], Joined]
 ) -> ShardRecord:
     """Writes a shard, or finds that it was written.
 
@@ -99,7 +100,7 @@ def write_shard(
         folder: where the files are.
         records: where it is noted that they are whole.
         pieces: paths of the clean pieces.
-        extra: tickers of repeats, by piece and row of the document that stays.
+        joined: what repeats leave, by piece and row of the document that stays.
 
     Raises:
         RunError: it cannot be written.
@@ -109,7 +110,7 @@ def write_shard(
     if before is not None and path.is_file() and path.stat().st_size == before["size"]:
         return ShardRecord(**before)
     record = ShardRecord(plan.name)
-    _write(path, plan, pieces, extra, record)
+    _write(path, plan, pieces, joined, record)
     with path.open("rb") as stream:
         record.sha256 = file_digest(stream, "sha256").hexdigest()
     record.size = path.stat().st_size
@@ -121,7 +122,7 @@ def _write(
     path: Path,
     plan: ShardPlan,
     pieces: Sequence[Path],
-    extra: Mapping[tuple[int, int], list[str]],
+    joined: Mapping[tuple[int, int], Joined],
     record: ShardRecord,
 ) -> None:
     import pyarrow as pa
@@ -135,7 +136,9 @@ def _write(
         for number, rows in plan.rows:
             found = Piece(pieces[number]).table.select(COLUMNS).take(rows).to_pylist()
             for row, document in zip(rows.tolist(), found, strict=True):
-                document["tickers"] = list(dict.fromkeys([*document["tickers"], *extra.get((number, row), ())]))
+                if (one := joined.get((number, row))) is not None:
+                    document["tickers"], document["date"] = [*document["tickers"], *one.tickers], one.day
+                document["tickers"] = list(dict.fromkeys(document["tickers"]))
                 document["date"] = document["date"] or None
                 _count(document, record, years, sources)
             writer.write_table(pa.Table.from_pylist(found, schema=schema))
