@@ -1,5 +1,7 @@
 """Single steps of a corpus: letters, HTML, line ends, boilerplate, private data, tickers, days, splits."""
 
+from datetime import date
+
 import pytest
 
 from fintune.schema.errors import DataError, RecipeError
@@ -132,6 +134,13 @@ def test_documents_split_by_day_and_by_hash_without_one():
     days = ["2019-12-31", "2020-01-01", "2020-12-31", "2021-01-01"]
     assert [split_of(day, "f" * 16, cleaning) for day in days] == ["train", "validation", "validation", "test"]
     assert [split_of("", digit * 16, cleaning) for digit in "02f"] == ["test", "validation", "train"]
+
+
+@pytest.mark.parametrize("border", ["20210101", "2020-W53-5", date(2021, 1, 1), "2021-01-01"])
+def test_borders_in_any_form_are_the_same_day(border):
+    cleaning = Cleaning(test_from=border)
+    assert cleaning == Cleaning(test_from="2021-01-01")
+    assert [split_of(day, "f" * 16, cleaning) for day in ("2020-12-31", "2021-01-01")] == ["train", "test"]
 
 
 def test_checks_drop_and_count():
