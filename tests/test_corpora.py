@@ -217,6 +217,18 @@ def test_every_kind_of_source_gives_the_same_documents(tmp_path):
     assert len(found[0]) > 15 and all(texts == found[0] for texts in found[1:])
 
 
+def test_files_of_a_folder_may_have_columns_of_their_own(tmp_path):
+    rows = [row for row in articles(12) if len(row["body"]) > 9 and row["published"]]
+    (tmp_path / "in").mkdir()
+    write_rows(tmp_path / "in" / "a.jsonl", [{"text": row["body"], "date": row["published"]} for row in rows[:4]])
+    write_rows(tmp_path / "in" / "b.jsonl", [{"body": row["body"], "published": row["published"]} for row in rows[4:]])
+    write_rows(tmp_path / "in.jsonl", rows)
+    options = {"tokenizer": None, "progress": False, "near_duplicates": None}
+    built = [build_corpus(tmp_path / name, tmp_path / f"out-{name}", **options) for name in ("in", "in.jsonl")]
+    days = [[row["date"] for row in rows_of(one)] for one in built]
+    assert days[0] == days[1] == [row["published"] for row in rows]
+
+
 def test_a_text_file_goes_out_and_comes_back(corpus, tmp_path):
     file = tmp_path / "finance_corpus.txt"
     assert export_corpus(corpus.folder, file) == len(rows_of(corpus))
@@ -278,6 +290,26 @@ def test_a_pipeline_of_datatrove_cleans_alike(news, tmp_path):
     assert [row["id"] for row in rows_of(piped)] == [row["id"] for row in rows_of(direct)]
     for column in ("text", "title", "date", "source", "tickers"):
         assert [row[column] for row in rows_of(piped)] == [row[column] for row in rows_of(direct)]
+
+
+def test_documents_of_datatrove_are_read_by_their_own_columns():
+    pytest.importorskip("datatrove", reason="needs fintune[datatrove]")
+    from datatrove.data import Document
+
+    from fintune.sources.corpus.trove import CleanDocuments
+
+    text = "Acme reported record revenue on Monday, it said."
+    given = [
+        {"headline": "Acme", "published": "2021-05-01", "ticker": "ACME", "publisher": "wire2", "url": "a.example/1"},
+        {"Title": "Acme", "date": "", "timestamp": 1704290700, "symbols": ["ACME"], "editor": "jane@example.com"},
+    ]
+    documents = [Document(text=text, id=str(number), metadata=one) for number, one in enumerate(given)]
+    cleaned = [one.metadata for one in CleanDocuments("wire", Cleaning(private=True)).run(iter(documents))]
+    same = {"title": "Acme", "tickers": ["ACME"]}
+    assert cleaned == [
+        {**same, "date": "2021-05-01", "source": "wire2", "url": "a.example/1"},
+        {**same, "date": "2024-01-03", "source": "wire", "editor": "[EMAIL]"},
+    ]
 
 
 CHILD = """
