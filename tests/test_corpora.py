@@ -19,13 +19,13 @@ import pytest
 import fintune
 from fintune.corpora import build_corpus, export_corpus, read_corpus
 from fintune.reporting import corpus as page
-from fintune.schema.errors import DataError, RunError
+from fintune.schema.errors import DataError, RecipeError, RunError
 from fintune.sources.corpus import Cleaning, CorpusSource, build, build_documents, open_source, sources_of
 from fintune.trees.token_shards import TokenShards, token_type
 from tests.sources.corpus.news import FOOTER, articles, write_rows
 
 DRAWN = page._pictures
-DATES = {"validation_from": "2019-01-01", "test_from": "2020-01-01"}
+DATES = {"validation_from": "2019-01-01", "test_from": "2020-01-01", "undated": "hash"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,6 +46,15 @@ def news(tmp_path_factory):
 def corpus(news, base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     return build_corpus(news, folder, tokenizer=str(base), progress=False, shard_documents=30, **DATES)
+
+
+@pytest.fixture(scope="module")
+def undated_corpus(tmp_path_factory):
+    """One document, in train."""
+    folder = tmp_path_factory.mktemp("undated")
+    notes = write_rows(folder / "notes.jsonl", [{"text": "The central bank kept its rate."}])
+    options = {"tokenizer": None, "progress": False, "test_from": "2020-01-01", "undated": "hash"}
+    return build_corpus(notes, folder / "out", test_share=0, **options)
 
 
 def rows_of(corpus, split=None):
@@ -229,11 +238,36 @@ def test_files_of_a_folder_may_have_columns_of_their_own(tmp_path):
     assert days[0] == days[1] == [row["published"] for row in rows]
 
 
+def test_undated_documents_go_where_days_split_and_are_counted(news, tmp_path):
+    options = {"tokenizer": None, "progress": False}
+    built = build_corpus(news, tmp_path / "out", test_from="20200101", **options)
+    assert built.manifest["counts"]["wire"]["undated"] == {"dropped": 1}
+    assert all(row["date"] for row in rows_of(built))
+    assert {row["date"] >= "2020-01-01" for row in rows_of(built, "train")} == {False}
+    assert "want of a day: 1;" in (built.folder / "statistics.md").read_text()
+
+
+def test_sources_without_any_day_are_refused_where_days_split(undated_corpus, tmp_path):
+    assert len(rows_of(undated_corpus)) == 1
+    notes = undated_corpus.folder.parent / "notes.jsonl"
+    with pytest.raises(DataError, match="No document of notes has a day, but splits begin on 2020-01-01"):
+        build_corpus(notes, tmp_path / "out", tokenizer=None, progress=False, test_from="2020-01-01")
+
+
 def test_a_text_file_goes_out_and_comes_back(corpus, tmp_path):
     file = tmp_path / "finance_corpus.txt"
     assert export_corpus(corpus.folder, file) == len(rows_of(corpus))
     back = build_corpus(file, tmp_path / "back", tokenizer=None, progress=False)
     assert sorted(row["text"] for row in rows_of(back)) == sorted(row["text"] for row in rows_of(corpus))
+
+
+@pytest.mark.parametrize("splits", [["trian"], ["train", "dev"], [], ["test"]])
+def test_a_split_that_is_not_there_leaves_the_file_as_it_was(undated_corpus, tmp_path, splits):
+    file = tmp_path / "finance_corpus.txt"
+    file.write_text("before")
+    with pytest.raises(RecipeError, match="no split '(trian|dev)'|no document of"):
+        export_corpus(undated_corpus.folder, file, splits)
+    assert [file.read_text(), len(list(tmp_path.iterdir()))] == ["before", 1]
 
 
 def test_a_collection_gives_the_largest_companies_and_joins_their_tickers(tmp_path):

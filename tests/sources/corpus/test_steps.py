@@ -207,6 +207,8 @@ def test_a_wrong_entry_is_one_sentence(entry, message):
 
 
 def test_wrong_limits_are_refused():
+    with pytest.raises(RecipeError, match="'keep' for undated"):
+        Cleaning(undated="keep")
     with pytest.raises(RecipeError, match="after test"):
         Cleaning(validation_from="2021-01-01", test_from="2020-01-01")
     with pytest.raises(RecipeError, match="no day"):

@@ -7,7 +7,7 @@ what it holds. No source is in memory as a whole.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest
 from itertools import islice
@@ -16,9 +16,9 @@ from pathlib import Path
 from fintune.schema.errors import DataError
 from fintune.schema.network import is_offline
 from fintune.sources.collect.tables import FILES, REPORT, UNIVERSE
-from fintune.sources.corpus.drafts import Roles, find_roles
+from fintune.sources.corpus.drafts import Roles, draft_of, find_roles
 from fintune.sources.corpus.plain import read_plain
-from fintune.sources.corpus.settings import CorpusSource
+from fintune.sources.corpus.settings import Cleaning, CorpusSource
 from fintune.sources.documents import holds_documents, read_documents
 from fintune.sources.files import FILE_SUFFIXES, existing_file, open_stream
 from fintune.sources.hub import looks_like_hub_id, resolve_commit
@@ -74,6 +74,28 @@ def open_source(source: CorpusSource, *, most_characters: int, companies: int | 
         return _plain(source, existing_file(path), most_characters)
     files = _data_files(path) if path.is_dir() else [existing_file(path)]
     return _tables(source, path, files)
+
+
+def require_days(sources: Sequence[OpenedSource], cleaning: Cleaning) -> None:
+    """Sees that not every document would be dropped for want of a day; reads on until it has found one.
+
+    Raises:
+        DataError: no row of any source has a day, and such documents are dropped.
+    """
+    if not cleaning.drops_undated:
+        return
+    starts = (day for one in sources for day in _days(one, _LOOKED_AT))
+    if any(starts) or any(day for one in sources for day in _days(one, None)):
+        return
+    first = cleaning.validation_from or cleaning.test_from
+    raise DataError(
+        f"No document of {', '.join(one.source.label for one in sources)} has a day, but splits begin on {first}.",
+        "Name the column, --date COLUMN; or split by hash: --undated hash, or without first days.",
+    )
+
+
+def _days(opened: OpenedSource, most: int | None) -> Iterator[str]:
+    return (draft_of(row, opened.source, opened.roles).date for row in islice(opened.rows_from(0), most))
 
 
 def _tables(source: CorpusSource, path: Path, files: list[Path]) -> OpenedSource:

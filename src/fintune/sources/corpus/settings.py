@@ -18,6 +18,7 @@ FORMAT_VERSION = 1
 """Raised when equal sources and settings would give other documents than before."""
 
 SEPARATIONS = ("marker", "blank", "line")
+UNDATED = ("drop", "hash")
 _GROUPS = {"ticker", "date", "year", "quarter"}
 
 
@@ -114,6 +115,8 @@ class Cleaning:
         private: replace e-mail addresses, phone numbers, IBANs, card numbers and US social security numbers.
         validation_from: first day of validation, in any form of ISO 8601; None splits by hash.
         test_from: first day of test, likewise.
+        undated: what a document without a day does where a first day is named: ``drop``, for it may be newer than the
+            test, or ``hash``, which splits it by hash.
         validation_share: of documents that are split by hash.
         test_share: likewise.
         companies: of collected folders, only this many companies, by market capitalisation.
@@ -130,6 +133,7 @@ class Cleaning:
     private: bool = False
     validation_from: str | None = None
     test_from: str | None = None
+    undated: str = "drop"
     validation_share: float = 0.05
     test_share: float = 0.1
     companies: int | None = None
@@ -143,6 +147,10 @@ class Cleaning:
         _in_range("min_characters", self.min_characters, 1, self.max_characters)
         _in_range("shard_documents", self.shard_documents, 1, 10**9)
         _in_range("companies", self.companies if self.companies is not None else 1, 1, 10**6)
+        if self.undated not in UNDATED:
+            raise RecipeError(
+                f"A value of {self.undated!r} for undated makes no sense.", f"Choose one of {', '.join(UNDATED)}."
+            )
         days = [_day("validation_from", self.validation_from), _day("test_from", self.test_from)]
         for name, day in zip(("validation_from", "test_from"), days, strict=True):
             object.__setattr__(self, name, day)  # days of documents are compared with it as texts
@@ -150,6 +158,11 @@ class Cleaning:
             raise RecipeError(
                 f"Validation would begin on {days[0]}, after test on {days[1]}.", "Give validation the earlier day."
             )
+
+    @property
+    def drops_undated(self) -> bool:
+        """Whether documents without a day go: their split is named by a day that they do not have."""
+        return self.undated == "drop" and bool(self.validation_from or self.test_from)
 
 
 def sources_of(given: Sequence[str | Path | CorpusSource | Mapping[str, Any]]) -> list[CorpusSource]:

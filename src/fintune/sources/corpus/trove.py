@@ -1,6 +1,6 @@
 """The steps of single documents as a step of a ``datatrove`` pipeline, for corpora past one machine.
 
-Enters: ``datatrove`` documents whose metadata may hold title, date, source and ticker under any name that a build knows.
+Enters: ``datatrove`` documents whose metadata may hold title, date, source and ticker by any name that a build knows.
 Leaves: clean documents with the columns of a corpus beside their other metadata, and the same counts in the pipeline's
 statistics. Lines repeated over a source and repeats over the corpus need all documents: build a corpus from what the
 pipeline wrote. Needs ``fintune[datatrove]``.
