@@ -299,7 +299,7 @@ def test_a_pipeline_of_datatrove_cleans_alike(news, tmp_path):
     pytest.importorskip("datatrove", reason="needs fintune[datatrove]")
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.readers import ParquetReader
-    from datatrove.pipeline.writers import ParquetWriter
+    from datatrove.pipeline.writers import JsonlWriter
 
     from fintune.sources.corpus.trove import CleanDocuments
 
@@ -314,7 +314,7 @@ def test_a_pipeline_of_datatrove_cleans_alike(news, tmp_path):
         [
             ParquetReader(str(tmp_path / "in")),
             CleanDocuments("wire", Cleaning(**limits)),
-            ParquetWriter(str(tmp_path / "clean"), output_filename="${rank}.parquet"),
+            JsonlWriter(str(tmp_path / "clean")),
         ],
         tasks=2, workers=1, logging_dir=str(tmp_path / "logs"),
     )  # fmt: skip
