@@ -19,13 +19,13 @@ import pytest
 import fintune
 from fintune.corpora import build_corpus, export_corpus, read_corpus
 from fintune.reporting import corpus as page
-from fintune.schema.errors import DataError, RunError
+from fintune.schema.errors import DataError, RecipeError, RunError
 from fintune.sources.corpus import Cleaning, CorpusSource, build, build_documents, open_source, sources_of
 from fintune.trees.token_shards import TokenShards, token_type
 from tests.sources.corpus.news import FOOTER, articles, write_rows
 
 DRAWN = page._pictures
-DATES = {"validation_from": "2019-01-01", "test_from": "2020-01-01"}
+DATES = {"validation_from": "2019-01-01", "test_from": "2020-01-01", "undated": "hash"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,6 +46,15 @@ def news(tmp_path_factory):
 def corpus(news, base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     return build_corpus(news, folder, tokenizer=str(base), progress=False, shard_documents=30, **DATES)
+
+
+@pytest.fixture(scope="module")
+def undated_corpus(tmp_path_factory):
+    """One document, in train."""
+    folder = tmp_path_factory.mktemp("undated")
+    notes = write_rows(folder / "notes.jsonl", [{"text": "The central bank kept its rate."}])
+    options = {"tokenizer": None, "progress": False, "test_from": "2020-01-01", "undated": "hash"}
+    return build_corpus(notes, folder / "out", test_share=0, **options)
 
 
 def rows_of(corpus, split=None):
@@ -217,11 +226,48 @@ def test_every_kind_of_source_gives_the_same_documents(tmp_path):
     assert len(found[0]) > 15 and all(texts == found[0] for texts in found[1:])
 
 
+def test_files_of_a_folder_may_have_columns_of_their_own(tmp_path):
+    rows = [row for row in articles(12) if len(row["body"]) > 9 and row["published"]]
+    (tmp_path / "in").mkdir()
+    write_rows(tmp_path / "in" / "a.jsonl", [{"text": row["body"], "date": row["published"]} for row in rows[:4]])
+    write_rows(tmp_path / "in" / "b.jsonl", [{"body": row["body"], "published": row["published"]} for row in rows[4:]])
+    write_rows(tmp_path / "in.jsonl", rows)
+    options = {"tokenizer": None, "progress": False, "near_duplicates": None}
+    built = [build_corpus(tmp_path / name, tmp_path / f"out-{name}", **options) for name in ("in", "in.jsonl")]
+    days = [[row["date"] for row in rows_of(one)] for one in built]
+    assert days[0] == days[1] == [row["published"] for row in rows]
+
+
+def test_undated_documents_go_where_days_split_and_are_counted(news, tmp_path):
+    options = {"tokenizer": None, "progress": False}
+    built = build_corpus(news, tmp_path / "out", test_from="20200101", **options)
+    assert built.manifest["counts"]["wire"]["undated"] == {"dropped": 1}
+    assert all(row["date"] for row in rows_of(built))
+    assert {row["date"] >= "2020-01-01" for row in rows_of(built, "train")} == {False}
+    assert "want of a day: 1;" in (built.folder / "statistics.md").read_text()
+
+
+def test_sources_without_any_day_are_refused_where_days_split(undated_corpus, tmp_path):
+    assert len(rows_of(undated_corpus)) == 1
+    notes = undated_corpus.folder.parent / "notes.jsonl"
+    with pytest.raises(DataError, match="No document of notes has a day, but splits begin on 2020-01-01"):
+        build_corpus(notes, tmp_path / "out", tokenizer=None, progress=False, test_from="2020-01-01")
+
+
 def test_a_text_file_goes_out_and_comes_back(corpus, tmp_path):
     file = tmp_path / "finance_corpus.txt"
     assert export_corpus(corpus.folder, file) == len(rows_of(corpus))
     back = build_corpus(file, tmp_path / "back", tokenizer=None, progress=False)
     assert sorted(row["text"] for row in rows_of(back)) == sorted(row["text"] for row in rows_of(corpus))
+
+
+@pytest.mark.parametrize("splits", [["trian"], ["train", "dev"], [], ["test"]])
+def test_a_split_that_is_not_there_leaves_the_file_as_it_was(undated_corpus, tmp_path, splits):
+    file = tmp_path / "finance_corpus.txt"
+    file.write_text("before")
+    with pytest.raises(RecipeError, match="no split '(trian|dev)'|no document of"):
+        export_corpus(undated_corpus.folder, file, splits)
+    assert [file.read_text(), len(list(tmp_path.iterdir()))] == ["before", 1]
 
 
 def test_a_collection_gives_the_largest_companies_and_joins_their_tickers(tmp_path):
@@ -282,7 +328,7 @@ def test_a_pipeline_of_datatrove_cleans_alike(news, tmp_path):
     pytest.importorskip("datatrove", reason="needs fintune[datatrove]")
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.readers import ParquetReader
-    from datatrove.pipeline.writers import ParquetWriter
+    from datatrove.pipeline.writers import JsonlWriter
 
     from fintune.sources.corpus.trove import CleanDocuments
 
@@ -297,7 +343,7 @@ def test_a_pipeline_of_datatrove_cleans_alike(news, tmp_path):
         [
             ParquetReader(str(tmp_path / "in")),
             CleanDocuments("wire", Cleaning(**limits)),
-            ParquetWriter(str(tmp_path / "clean"), output_filename="${rank}.parquet"),
+            JsonlWriter(str(tmp_path / "clean")),
         ],
         tasks=2, workers=1, logging_dir=str(tmp_path / "logs"),
     )  # fmt: skip
@@ -307,6 +353,26 @@ def test_a_pipeline_of_datatrove_cleans_alike(news, tmp_path):
     assert [row["id"] for row in rows_of(piped)] == [row["id"] for row in rows_of(direct)]
     for column in ("text", "title", "date", "source", "tickers"):
         assert [row[column] for row in rows_of(piped)] == [row[column] for row in rows_of(direct)]
+
+
+def test_documents_of_datatrove_are_read_by_their_own_columns():
+    pytest.importorskip("datatrove", reason="needs fintune[datatrove]")
+    from datatrove.data import Document
+
+    from fintune.sources.corpus.trove import CleanDocuments
+
+    text = "Acme reported record revenue on Monday, it said."
+    given = [
+        {"headline": "Acme", "published": "2021-05-01", "ticker": "ACME", "publisher": "wire2", "url": "a.example/1"},
+        {"Title": "Acme", "date": "", "timestamp": 1704290700, "symbols": ["ACME"], "editor": "jane@example.com"},
+    ]
+    documents = [Document(text=text, id=str(number), metadata=one) for number, one in enumerate(given)]
+    cleaned = [one.metadata for one in CleanDocuments("wire", Cleaning(private=True)).run(iter(documents))]
+    same = {"title": "Acme", "tickers": ["ACME"]}
+    assert cleaned == [
+        {**same, "date": "2021-05-01", "source": "wire2", "url": "a.example/1"},
+        {**same, "date": "2024-01-03", "source": "wire", "editor": "[EMAIL]"},
+    ]
 
 
 CHILD = """

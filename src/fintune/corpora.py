@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.inference.progress import tracking
-from fintune.schema.errors import DataError, RunError
+from fintune.schema.errors import DataError, RecipeError, RunError
 from fintune.schema.run_directory import only_process, write_json, writing
 from fintune.sources.corpus import (
     FORMAT_VERSION,
@@ -37,10 +37,12 @@ from fintune.sources.corpus import (
     ShardRecord,
     build_documents,
     open_source,
+    require_days,
     sources_of,
     write_plain,
 )
 from fintune.sources.corpus.pieces import aside, read_record, write_record
+from fintune.sources.corpus.steps import SPLITS
 from fintune.trees.token_shards import HEADER, token_type, write_tokens
 
 MANIFEST, PLAN = "corpus.json", "corpus.plan.json"
@@ -100,7 +102,7 @@ def build_corpus(
 
     Raises:
         RecipeError: a setting makes no sense.
-        DataError: a source cannot be read, or nothing is left.
+        DataError: a source cannot be read, nothing is left, or no document has a day although first days are named.
         RunError: the folder cannot be written, holds another corpus, or another process builds into it.
     """
     started = time.monotonic()
@@ -110,6 +112,7 @@ def build_corpus(
         opened = [
             open_source(source, most_characters=limits.max_characters, companies=limits.companies) for source in listed
         ]
+        require_days(opened, limits)
         encode = None if tokenizer is None else _Encoder(tokenizer)
         plan = _plan(opened, limits, encode)
         _require_own(folder)
@@ -141,10 +144,19 @@ def export_corpus(folder: str | Path, file: str | Path, splits: Sequence[str] = 
     """Writes the texts of a corpus into one text file (``sources.corpus.plain``), and returns how many.
 
     Raises:
+        RecipeError: a split is unknown, or none of them has a document; the file is as it was.
         DataError: there is no finished corpus.
         RunError: the file cannot be written.
     """
-    return write_plain(Path(file), read_corpus(folder).texts(splits))
+    if unknown := [split for split in splits if split not in SPLITS]:
+        raise RecipeError(f"There is no split {unknown[0]!r}.", f"Choose from {', '.join(SPLITS)}.")
+    corpus = read_corpus(folder)
+    known = list(dict.fromkeys(shard.name.rpartition("-")[0] for shard in corpus.shards))
+    if not set(splits) & set(known):
+        raise RecipeError(
+            f"{folder} has no document of {', '.join(splits) or 'no split'}.", f"Choose from {', '.join(known)}."
+        )
+    return write_plain(Path(file), corpus.texts(splits))
 
 
 class _Encoder:

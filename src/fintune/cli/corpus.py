@@ -53,8 +53,14 @@ def build(
         str | None, typer.Option(help="First day of validation.", rich_help_panel=_SPLITS)
     ] = None,
     test_from: Annotated[str | None, typer.Option(help="First day of test.", rich_help_panel=_SPLITS)] = None,
+    undated: Annotated[
+        str,
+        typer.Option(
+            help="Documents without a day, where a first day is given: drop or hash.", rich_help_panel=_SPLITS
+        ),
+    ] = "drop",
     validation_share: Annotated[
-        float, typer.Option(help="Of documents without a day, or of all without first days.", rich_help_panel=_SPLITS)
+        float, typer.Option(help="Of documents that are split by hash.", rich_help_panel=_SPLITS)
     ] = 0.05,
     test_share: Annotated[float, typer.Option(help="Likewise.", rich_help_panel=_SPLITS)] = 0.1,
     min_characters: Annotated[int, typer.Option(help="Shorter ones are dropped.", rich_help_panel=_STEPS)] = 20,
@@ -95,6 +101,7 @@ def build(
             companies=companies,
             validation_from=validation_from,
             test_from=test_from,
+            undated=undated,
             validation_share=validation_share,
             test_share=test_share,
             min_characters=min_characters,

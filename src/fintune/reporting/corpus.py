@@ -28,6 +28,7 @@ _DROPS = {
     "short": "too short",
     "long": "too long",
     "script": "too few Latin letters",
+    "undated": "without a day",
     "equal": "equal to an earlier one",
     "near": "nearly an earlier one",
 }
@@ -124,6 +125,8 @@ def corpus_sentences(manifest: Mapping[str, Any]) -> list[str]:
         )
     if undated := sum(one.undated for one in shards):
         said.append(f"{undated:,} documents without a day are split by hash.")
+    if dropped := _of(whole, "undated", "dropped"):
+        said.append(f"Documents dropped for want of a day: {dropped:,}; --undated hash splits them by hash.")
     return said
 
 

@@ -1,9 +1,12 @@
 """Single steps of a corpus: letters, HTML, line ends, boilerplate, private data, tickers, days, splits."""
 
+from datetime import date, datetime, timedelta, timezone
+
 import pytest
 
 from fintune.schema.errors import DataError, RecipeError
-from fintune.sources.corpus.drafts import Draft, day_of, draft_of, find_roles
+from fintune.sources.corpus.days import day_of
+from fintune.sources.corpus.drafts import Draft, draft_of, find_roles
 from fintune.sources.corpus.lines import LineCounter, line_key, without_lines
 from fintune.sources.corpus.private import without_private
 from fintune.sources.corpus.repair import repair, text_of_html
@@ -158,12 +161,31 @@ def test_tickers_are_listed_once_in_order():
         (1704290700, "2024-01-03"),
         ("03/04/2019", ""),  # the third of April, or the fourth of March
         ("1987-02-30", ""),
+        ("31.01.2024", "2024-01-31"),
+        ("12/31/2019", "2019-12-31"),
+        ("05/05/2019", "2019-05-05"),
+        ("1706659200000.0", "2024-01-31"),
+        ("202401311530", "2024-01-31"),
+        ("12 Jan 10:30", ""),  # no year
+        ("12 January 2024, 10:30", "2024-01-12"),
+        ("Wed Oct 10 20:19:24 +0000 2018", "2018-10-10"),
+        ("2024-01-03 - 10:30", "2024-01-03"),
         ("soon", ""),
         (None, ""),
     ],
 )
 def test_days_are_read_but_never_guessed(written, day):
     assert day_of(written) == day
+
+
+def test_a_moment_is_one_day_in_every_form():
+    """23:30 in New York is the next day in UTC."""
+    moment = datetime(2023, 12, 31, 23, 30, tzinfo=timezone(timedelta(hours=-5)))
+    forms = ["%Y-%m-%dT%H:%M:%S%z", "%Y%m%dT%H%M%S%z", "%a, %d %b %Y %H:%M:%S %z", "%a %b %d %H:%M:%S %z %Y"]
+    written = [moment.isoformat(), moment.timestamp(), *(moment.strftime(form) for form in forms)]
+    assert {day_of(value) for value in [moment, *written]} == {"2024-01-01"}
+    assert day_of("31/12/2023 23:30 -0500", "%d/%m/%Y %H:%M %z") == "2024-01-01"
+    assert day_of(moment.replace(tzinfo=None).isoformat()) == "2023-12-31"
 
 
 def test_a_stated_format_decides_which_is_the_month():
@@ -174,9 +196,23 @@ def test_columns_are_found_by_name_and_read_by_a_pattern():
     source = CorpusSource("calls.jsonl", pattern=r"name=^(?P<ticker>[A-Z]+)_q(?P<quarter>\d)_(?P<year>\d{4})$")
     row = {"name": "ABM_q1_2021", "Transcript": "Revenue rose."}
     draft = draft_of(row, source, find_roles(source, row))
-    assert draft == Draft("Revenue rose.", date="2021-03-31", source="calls", tickers=("ABM",))
+    assert draft == Draft("Revenue rose.", date="2021-06-29", source="calls", tickers=("ABM",))  # 90 days after March
     with pytest.raises(DataError, match="no column 'body'"):
         find_roles(CorpusSource("calls.jsonl", text="body"), row)
+
+
+def test_each_row_is_read_by_its_own_columns():
+    source = CorpusSource("mixed.jsonl")
+    rows = [
+        {"text": "Sales rose.", "date": "2021-05-01"},
+        {"Body": "Sales fell.", "published": "2020-05-01"},
+        {"text": " ", "date": None, "summary": "Sales are flat.", "time": "10:30", "timestamp": 1704290700},
+    ]
+    drafts = [draft_of(row, source, find_roles(source, rows[0])) for row in rows]
+    assert [(one.text, one.date) for one in drafts] == [
+        ("Sales rose.", "2021-05-01"), ("Sales fell.", "2020-05-01"), ("Sales are flat.", "2024-01-03")]  # fmt: skip
+    named = CorpusSource("mixed.jsonl", text="text", date="date")
+    assert draft_of(rows[2], named, find_roles(named, rows[0])) == Draft("", source="mixed")
 
 
 def test_documents_split_by_day_and_by_hash_without_one():
@@ -184,6 +220,13 @@ def test_documents_split_by_day_and_by_hash_without_one():
     days = ["2019-12-31", "2020-01-01", "2020-12-31", "2021-01-01"]
     assert [split_of(day, "f" * 16, cleaning) for day in days] == ["train", "validation", "validation", "test"]
     assert [split_of("", digit * 16, cleaning) for digit in "02f"] == ["test", "validation", "train"]
+
+
+@pytest.mark.parametrize("border", ["20210101", "2020-W53-5", date(2021, 1, 1), "2021-01-01"])
+def test_borders_in_any_form_are_the_same_day(border):
+    cleaning = Cleaning(test_from=border)
+    assert cleaning == Cleaning(test_from="2021-01-01")
+    assert [split_of(day, "f" * 16, cleaning) for day in ("2020-12-31", "2021-01-01")] == ["train", "test"]
 
 
 def test_checks_drop_and_count():
@@ -216,6 +259,8 @@ def test_a_wrong_entry_is_one_sentence(entry, message):
 
 
 def test_wrong_limits_are_refused():
+    with pytest.raises(RecipeError, match="'keep' for undated"):
+        Cleaning(undated="keep")
     with pytest.raises(RecipeError, match="after test"):
         Cleaning(validation_from="2021-01-01", test_from="2020-01-01")
     with pytest.raises(RecipeError, match="no day"):

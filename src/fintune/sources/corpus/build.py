@@ -44,8 +44,6 @@ from fintune.sources.corpus.signatures import band_hashes, compared_by, digest_o
 from fintune.sources.corpus.steps import CHANGED, DROPPED, SPLITS, Finished, Tally, finish, prepare
 
 Advance = Callable[[str, int], None]
-FORMAT_VERSION = 2
-"""Raised where equal sources and settings make other bytes: a corpus of another version is not gone on with."""
 
 
 @dataclass

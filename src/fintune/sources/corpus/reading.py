@@ -7,27 +7,28 @@ what it holds. No source is in memory as a whole.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from fintune.schema.errors import DataError
 from fintune.schema.network import is_offline
 from fintune.sources.collect.tables import FILES, REPORT, UNIVERSE
-from fintune.sources.corpus.drafts import Roles, find_roles
+from fintune.sources.corpus.drafts import Roles, draft_of, find_roles
 from fintune.sources.corpus.plain import read_plain
-from fintune.sources.corpus.settings import CorpusSource
+from fintune.sources.corpus.settings import Cleaning, CorpusSource
 from fintune.sources.documents import holds_documents, read_documents
 from fintune.sources.files import FILE_SUFFIXES, existing_file, open_stream
 from fintune.sources.hub import looks_like_hub_id, resolve_commit
 from fintune.sources.opening import COMPRESSED_SUFFIXES, first_line
 from fintune.sources.stream import Row, RowsFrom
-from fintune.sources.text import without_lone_surrogates
+from fintune.sources.text import is_blank, without_lone_surrogates
 
-_NEWS = Roles("text", "headline", "published", "source", "ticker")
+_NEWS = Roles(("text",), ("headline",), ("published",), ("source",), ("ticker",))
+_LOOKED_AT = 100
+"""First rows whose columns say what a source has; a row further on may have others."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class OpenedSource:
 
     Attributes:
         source: as it was asked for.
-        roles: which column is what.
+        roles: names that the columns of each role may have.
         rows_from: rows from a start row on; each call reads afresh.
         fingerprint: what it holds: names and SHA-256 of files, or the commit of a data set.
         known: tickers that count in a text in brackets alone.
@@ -52,7 +53,7 @@ class OpenedSource:
 
 
 def open_source(source: CorpusSource, *, most_characters: int, companies: int | None) -> OpenedSource:
-    """Opens a source and looks at its first row.
+    """Opens a source and looks at its first rows.
 
     Args:
         source: what to open.
@@ -73,6 +74,28 @@ def open_source(source: CorpusSource, *, most_characters: int, companies: int | 
         return _plain(source, existing_file(path), most_characters)
     files = _data_files(path) if path.is_dir() else [existing_file(path)]
     return _tables(source, path, files)
+
+
+def require_days(sources: Sequence[OpenedSource], cleaning: Cleaning) -> None:
+    """Sees that not every document would be dropped for want of a day; reads on until it has found one.
+
+    Raises:
+        DataError: no row of any source has a day, and such documents are dropped.
+    """
+    if not cleaning.drops_undated:
+        return
+    starts = (day for one in sources for day in _days(one, _LOOKED_AT))
+    if any(starts) or any(day for one in sources for day in _days(one, None)):
+        return
+    first = cleaning.validation_from or cleaning.test_from
+    raise DataError(
+        f"No document of {', '.join(one.source.label for one in sources)} has a day, but splits begin on {first}.",
+        "Name the column, --date COLUMN; or split by hash: --undated hash, or without first days.",
+    )
+
+
+def _days(opened: OpenedSource, most: int | None) -> Iterator[str]:
+    return (draft_of(row, opened.source, opened.roles).date for row in islice(opened.rows_from(0), most))
 
 
 def _tables(source: CorpusSource, path: Path, files: list[Path]) -> OpenedSource:
@@ -184,16 +207,18 @@ def _of_datasets(source: CorpusSource, path: Path) -> OpenedSource:
 
 
 def _opened(source: CorpusSource, rows: Callable[[], Iterator[Row]], fingerprint: dict[str, str]) -> OpenedSource:
-    first: dict[str, Any] | None = next(rows(), None)
-    if first is None:
+    columns = [column for row in islice(rows(), _LOOKED_AT) for column in _flat(row)]
+    if not columns:
         raise DataError(f"{source.place} has no rows.", "Check that the right file is named and that it is complete.")
-    return OpenedSource(source, find_roles(source, _flat(first)), _skipping(lambda: map(_flat, rows())), fingerprint)
+    return OpenedSource(source, find_roles(source, columns), _skipping(lambda: map(_flat, rows())), fingerprint)
 
 
 def _flat(row: Row) -> Row:
     """The row with what its metadata says beside it, as datatrove and some data sets write it."""
     inner = row.get("metadata")
-    return {**inner, **row} if isinstance(inner, dict) else row
+    if not isinstance(inner, dict):
+        return row
+    return {**row, **{name: value for name, value in inner.items() if is_blank(row.get(name))}}
 
 
 def _skipping(rows: Callable[[], Iterator[Row]]) -> RowsFrom:

@@ -14,10 +14,11 @@ from typing import Any
 
 from fintune.schema.errors import RecipeError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when equal sources and settings would give other documents than before."""
 
 SEPARATIONS = ("marker", "blank", "line")
+UNDATED = ("drop", "hash")
 _GROUPS = {"ticker", "date", "year", "quarter"}
 
 
@@ -112,8 +113,10 @@ class Cleaning:
         near_duplicates: Jaccard similarity of eight-byte windows from which a document repeats an earlier one; None
             drops equal ones only.
         private: replace e-mail addresses, phone numbers, IBANs, card numbers and US social security numbers.
-        validation_from: first day of validation; None splits by hash.
-        test_from: first day of test; None splits by hash.
+        validation_from: first day of validation, in any form of ISO 8601; None splits by hash.
+        test_from: first day of test, likewise.
+        undated: what a document without a day does where a first day is named: ``drop``, for it may be newer than the
+            test, or ``hash``, which splits it by hash.
         validation_share: of documents that are split by hash.
         test_share: likewise.
         companies: of collected folders, only this many companies, by market capitalisation.
@@ -130,6 +133,7 @@ class Cleaning:
     private: bool = False
     validation_from: str | None = None
     test_from: str | None = None
+    undated: str = "drop"
     validation_share: float = 0.05
     test_share: float = 0.1
     companies: int | None = None
@@ -143,11 +147,22 @@ class Cleaning:
         _in_range("min_characters", self.min_characters, 1, self.max_characters)
         _in_range("shard_documents", self.shard_documents, 1, 10**9)
         _in_range("companies", self.companies if self.companies is not None else 1, 1, 10**6)
+        if self.undated not in UNDATED:
+            raise RecipeError(
+                f"A value of {self.undated!r} for undated makes no sense.", f"Choose one of {', '.join(UNDATED)}."
+            )
         days = [_day("validation_from", self.validation_from), _day("test_from", self.test_from)]
+        for name, day in zip(("validation_from", "test_from"), days, strict=True):
+            object.__setattr__(self, name, day)  # days of documents are compared with it as texts
         if None not in days and days != sorted(days, key=str):
             raise RecipeError(
                 f"Validation would begin on {days[0]}, after test on {days[1]}.", "Give validation the earlier day."
             )
+
+    @property
+    def drops_undated(self) -> bool:
+        """Whether documents without a day go: their split is named by a day that they do not have."""
+        return self.undated == "drop" and bool(self.validation_from or self.test_from)
 
 
 def sources_of(given: Sequence[str | Path | CorpusSource | Mapping[str, Any]]) -> list[CorpusSource]:
@@ -217,10 +232,11 @@ def _in_range(name: str, value: float, least: float, most: float) -> None:
         raise RecipeError(f"A value of {value} for {name} makes no sense.", f"Choose from {least} to {most}.")
 
 
-def _day(name: str, text: str | None) -> str | None:
-    if text is None:
+def _day(name: str, given: str | date | None) -> str | None:
+    """A day in whatever form ISO 8601 allows, as 2024-01-31."""
+    if given is None:
         return None
     try:
-        return date.fromisoformat(text).isoformat()
+        return date.fromisoformat(str(given)).isoformat()
     except ValueError:
-        raise RecipeError(f"{text!r} is no day for {name}.", "Write it like 2024-01-31.") from None
+        raise RecipeError(f"{str(given)!r} is no day for {name}.", "Write it like 2024-01-31.") from None

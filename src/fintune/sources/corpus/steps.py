@@ -92,6 +92,9 @@ def finish(
     if reason := unfit(text, cleaning):
         tally.count(reason, DROPPED)
         return None
+    if not draft.date and cleaning.drops_undated:
+        tally.count("undated", DROPPED)
+        return None
     tickers = dict.fromkeys([*draft.tickers, *tickers_in(text, known)])
     title = draft.title
     if cleaning.private:
@@ -115,7 +118,7 @@ def unfit(text: str, cleaning: Cleaning) -> str:
 
 
 def split_of(day: str, identity: str, cleaning: Cleaning) -> str:
-    """By day where a first day is named and the document has one, else by hash."""
+    """By day where a first day is named and the document has one, else by hash; ``finish`` may have dropped it."""
     if day and (cleaning.test_from or cleaning.validation_from):
         if cleaning.test_from and day >= cleaning.test_from:
             return "test"

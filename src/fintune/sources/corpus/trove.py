@@ -1,8 +1,9 @@
 """The steps of single documents as a step of a ``datatrove`` pipeline, for corpora past one machine.
 
-Enters: ``datatrove`` documents whose metadata may hold title, date, source and ticker. Leaves: clean documents with the
-columns of a corpus, and the same counts in the pipeline's statistics. Lines repeated over a source and repeats over the
-corpus need all documents: build a corpus from what the pipeline wrote. Needs ``fintune[datatrove]``.
+Enters: ``datatrove`` documents whose metadata may hold title, date, source and ticker by any name that a build knows.
+Leaves: clean documents with the columns of a corpus beside their other metadata, and the same counts in the pipeline's
+statistics. Lines repeated over a source and repeats over the corpus need all documents: build a corpus from what the
+pipeline wrote. Needs ``fintune[datatrove]``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from fintune.schema.errors import DependencyError
-from fintune.sources.corpus.drafts import Roles, draft_of
+from fintune.sources.corpus.drafts import ROLES, Draft, Roles, columns_of, draft_of
+from fintune.sources.corpus.private import without_private
 from fintune.sources.corpus.settings import Cleaning, CorpusSource
 from fintune.sources.corpus.steps import Tally, finish, prepare
 
@@ -24,7 +26,9 @@ except ImportError as error:
         "Run: pip install 'fintune[datatrove]'",
     ) from error
 
-_ROLES = Roles("text", "title", "date", "source", "tickers")
+_ROLES = Roles()
+_REPLACED = tuple(name for role, names in ROLES.items() if role != "text" for name in names)
+"""Metadata that was read, and stands under the names of a corpus afterwards."""
 
 
 class CleanDocuments(PipelineStep):  # type: ignore[misc]  # datatrove ships no types
@@ -64,10 +68,15 @@ class CleanDocuments(PipelineStep):  # type: ignore[misc]  # datatrove ships no 
         done = None if draft is None else finish(draft, self._cleaning, tally, known=self._known)
         if done is None:
             return None
-        metadata = {
-            "title": done.draft.title,
-            "date": done.draft.date or None,
-            "source": done.draft.source,
-            "tickers": list(done.draft.tickers),
-        }
-        return Document(text=done.draft.text, id=done.identity, metadata=metadata)
+        return Document(text=done.draft.text, id=done.identity, metadata=self._metadata(document, done.draft))
+
+    def _metadata(self, document: Any, draft: Draft) -> dict[str, Any]:
+        """The columns of a corpus, and what else the document came with; private data is replaced there too."""
+        read = columns_of(document.metadata, _REPLACED)
+        other = {name: value for name, value in document.metadata.items() if name not in read}
+        if self._cleaning.private:
+            other = {
+                name: without_private(value)[0] if isinstance(value, str) else value for name, value in other.items()
+            }
+        found = {"title": draft.title, "date": draft.date or None, "source": draft.source}
+        return {**other, **found, "tickers": list(draft.tickers)}
