@@ -240,6 +240,21 @@ def test_a_conversation_saved_is_a_conversation_loaded(chatty, tmp_path):
             again.load(tmp_path / "bad")
 
 
+def test_halves_of_characters_do_not_lose_a_conversation(chatty, tmp_path):
+    (tmp_path / "given").write_text(
+        '{"messages": [{"role": "system", "content": "\\ud83d"}, {"role": "user", "content": "a\\ud83d"},'
+        ' {"role": "assistant", "content": "\\udc00b"}]}'
+    )
+    chat = Conversation(chatty, SHORT)
+    chat.load(tmp_path / "given")
+    chat.system += "\udce9"
+    said(chat, "caf\udce9")
+    chat.save(tmp_path / "kept")
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["given", "kept"]
+    turns = json.loads((tmp_path / "kept").read_text(encoding="utf-8"))["messages"]
+    assert [turn["content"] for turn in turns[:4]] == ["\ufffd\ufffd", "a\ufffd", "\ufffdb", "caf\ufffd"]
+
+
 def chat(gpt, monkeypatch, lines, *options):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
     return main(["chat", str(gpt), "--max-new-tokens", "8", "--seed", "2", *options])
@@ -269,6 +284,14 @@ def test_the_chat_command_through_a_pipe(gpt, monkeypatch, tmp_path, capsys):
     assert chat(gpt, monkeypatch, ["Why?"], "--load", str(file), "--json") == 0
     out, err = capsys.readouterr()
     assert [turn["content"] for turn in json.loads(out)["messages"]][:3] == [PROMPT, turns[1]["content"], "Why?"]
+
+
+def test_a_byte_that_is_no_utf_8_does_not_end_the_chat(gpt, monkeypatch, tmp_path):
+    file = tmp_path / "c.jsonl"
+    typed = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n/save %b\n" % str(file).encode()), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", typed)
+    assert main(["chat", str(gpt), "--max-new-tokens", "4"]) == 0
+    assert json.loads(file.read_text(encoding="utf-8"))["messages"][0]["content"] == "caf\ufffd"
 
 
 @pytest.fixture

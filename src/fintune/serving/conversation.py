@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from fintune.schema.errors import DataError
 from fintune.schema.example import Message
-from fintune.schema.run_directory import flush_to_disk, writing
+from fintune.schema.run_directory import write_text_atomically
 from fintune.serving.asking import Asked, ask, room_for_prompt
 from fintune.serving.writing import WritingOptions, Written, stream_written
+from fintune.sources.text import without_lone_surrogates
 
 if TYPE_CHECKING:
     from fintune.serving.predictor import Predictor
@@ -49,7 +50,7 @@ class Conversation:
         Raises:
             FintuneError: nothing was said, or it does not fit the model; the conversation stays as it was.
         """
-        question = Message("user", text)
+        question = Message("user", without_lone_surrogates(text))
         asked, forgotten = self._asked(question)
         self.forgotten = forgotten
         last: Written | None = None
@@ -69,7 +70,7 @@ class Conversation:
     def _asked(self, question: Message) -> tuple[Asked, int]:
         """The prompt with as many exchanges as fit, and how many are left out; one that is alone is cut."""
         window = room_for_prompt(self.predictor, self.options.max_new_tokens, self.options.max_prompt_tokens)
-        system = [Message("system", self.system)] if self.system else []
+        system = self._told()
         forgotten = self.forgotten if 2 * self.forgotten <= len(self.turns) else 0
         while True:
             turns = self.turns[2 * forgotten :]
@@ -82,8 +83,10 @@ class Conversation:
 
     def messages(self) -> list[dict[str, str]]:
         """System message and turns, as role and content."""
-        system = [Message("system", self.system)] if self.system else []
-        return [{"role": message.role, "content": message.content} for message in [*system, *self.turns]]
+        return [{"role": message.role, "content": message.content} for message in [*self._told(), *self.turns]]
+
+    def _told(self) -> list[Message]:
+        return [Message("system", without_lone_surrogates(self.system))] if self.system else []
 
     def save(self, file: Path) -> None:
         """Writes the conversation as one line of JSON, aside first.
@@ -91,11 +94,7 @@ class Conversation:
         Raises:
             RunError: it cannot be written.
         """
-        aside = file.with_name(f".{file.name}.partial")
-        with writing(file):
-            aside.write_text(json.dumps({"messages": self.messages()}, ensure_ascii=False) + "\n", encoding="utf-8")
-            flush_to_disk(aside)
-            aside.replace(file)
+        write_text_atomically(file, json.dumps({"messages": self.messages()}, ensure_ascii=False) + "\n")
 
     def load(self, file: Path) -> None:
         """Goes on with a saved conversation in place of this one.
@@ -120,7 +119,7 @@ def _message(given: Any) -> Message:
     role, content = given["role"], given["content"]
     if role not in _ROLES or not isinstance(content, str):
         raise ValueError(role)
-    return Message(role, content)
+    return Message(role, without_lone_surrogates(content))
 
 
 def _no_conversation(file: Path) -> DataError:
