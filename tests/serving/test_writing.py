@@ -216,6 +216,32 @@ def test_a_conversation_is_read_whole_and_loses_its_oldest_exchanges(chatty):
     assert said(chat, PROMPT) == first and chat.forgotten == 0
 
 
+def test_exchanges_that_fit_again_are_read_again(chatty):
+    chat = Conversation(chatty, WritingOptions(8, 100, Sampling(1.0, seed=2)))
+    said(chat, PROMPT)
+    said(chat, PROMPT * 30)
+    assert chat.forgotten == 1
+    chat.options = replace(chat.options, max_prompt_tokens=None)
+    whole = chatty.scorer.chat.prompt([*chat.turns, Message("user", "Why?")])
+    assert list(chat.say("Why?"))[-1].prompt_tokens == len(whole) and chat.forgotten == 0
+
+
+def test_a_long_question_that_is_stopped_at_once_forgets_nothing(chatty, monkeypatch):
+    chat = Conversation(chatty, WritingOptions(8, 100, Sampling(1.0, seed=2)))
+    said(chat, PROMPT)
+
+    def stopped(*given):
+        raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fintune.serving.conversation.stream_written", stopped)
+        list(chat.say(PROMPT * 30))
+    assert chat.forgotten == 0 and len(chat.turns) == 2
+    whole = chatty.scorer.chat.prompt([*chat.turns, Message("user", "Why?")])
+    assert list(chat.say("Why?"))[-1].prompt_tokens == len(whole)
+
+
 def test_a_template_without_a_system_role_gets_it_folded_in(chatty):
     tokenizer = tiny_tokenizer(
         chat_template="{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"

@@ -7,6 +7,7 @@ of JSON in the format ``messages``, which a recipe's ``conversations:`` reads to
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fintune.serving.predictor import Predictor
 
 _ROLES = ("system", "user", "assistant")
+_ANY_LENGTH = 2**31
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Conversation:
         options: lengths and sampling of the next answer.
         system: what the model is told before everything else; empty for nothing.
         turns: user and assistant in turn; all of them, whatever the model still reads.
-        forgotten: exchanges at the beginning that no longer fit the model's window.
+        forgotten: exchanges at the beginning that were left out of the last answer's prompt to make it fit.
     """
 
     predictor: Predictor
@@ -52,7 +54,6 @@ class Conversation:
         """
         question = Message("user", without_lone_surrogates(text))
         asked, forgotten = self._asked(question)
-        self.forgotten = forgotten
         last: Written | None = None
         try:
             with closing(stream_written(self.predictor, asked, self.options)) as steps:
@@ -61,6 +62,7 @@ class Conversation:
         finally:
             if last is not None and (last.text or last.ended):
                 self.turns += [question, Message("assistant", last.text)]
+                self.forgotten = forgotten
 
     def reset(self) -> None:
         """Forgets all turns; the system message stays."""
@@ -70,16 +72,18 @@ class Conversation:
     def _asked(self, question: Message) -> tuple[Asked, int]:
         """The prompt with as many exchanges as fit, and how many are left out; one that is alone is cut."""
         window = room_for_prompt(self.predictor, self.options.max_new_tokens, self.options.max_prompt_tokens)
-        system = self._told()
-        forgotten = self.forgotten if 2 * self.forgotten <= len(self.turns) else 0
-        while True:
-            turns = self.turns[2 * forgotten :]
-            is_last = not turns
-            most = window if is_last else 2**31
-            asked = ask(self.predictor, [*system, *turns, question], most=most, chat=self.options.chat)
-            if is_last or len(asked.tokens) <= window:
-                return asked, forgotten
-            forgotten += 1
+        exchanges = len(self.turns) // 2
+
+        def without(first: int) -> Asked:
+            messages = [*self._told(), *self.turns[2 * first :], question]
+            most = window if first == exchanges else _ANY_LENGTH
+            return ask(self.predictor, messages, most=most, chat=self.options.chat)
+
+        whole = without(0)
+        if not exchanges or len(whole.tokens) <= window:
+            return whole, 0
+        forgotten = bisect_left(range(exchanges), True, lo=1, key=lambda first: len(without(first).tokens) <= window)
+        return without(forgotten), forgotten
 
     def messages(self) -> list[dict[str, str]]:
         """System message and turns, as role and content."""
