@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -81,6 +83,30 @@ def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch):
         ablation.bench_optimisations(tmp_path, device="cuda")
     with pytest.raises(RecipeError, match="no optimisation sdpb"):
         ablation.bench_optimisations(tmp_path, device="cpu", only=["sdpb"])
+
+
+def test_a_process_knows_its_card_before_any_library_asks():
+    script = (
+        "from tests.bench.asks_for_devices import Given, devices_seen\n"
+        "from fintune.bench.processes import call_apart\n"
+        "for card in ('5', '4'):\n"
+        "    variables = {'CUDA_VISIBLE_DEVICES': card}\n"
+        "    print(call_apart(devices_seen, (Given(),), limit_s=120, device='cuda', variables=variables))\n"
+    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "4,5", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    for line, card in zip(ended.stdout.splitlines(), "54", strict=True):
+        assert line.startswith(f"Finished(value=('{card}', []), problem=''"), line
+
+
+def test_devices_are_numbered_among_those_that_are_visible(monkeypatch):
+    assert ablation.visible_cards(["1", "0"], "4, 5") == ("5", "4")
+    assert ablation.visible_cards(["1", "GPU-1b"], "GPU-3f,GPU-1b") == ("GPU-1b", "GPU-1b")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert ablation.visible_cards(["1"], None) == ("1",)
+    for inherited in (None, "4,5"):
+        with pytest.raises(RecipeError, match="no CUDA device 2 among the 2"):
+            ablation.visible_cards(["2"], inherited)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -63,7 +64,7 @@ class Bench:
         folder: where everything is kept.
         size: of all runs.
         device: ``cpu`` or ``cuda``.
-        cards: numbers of CUDA devices to spread over; empty for the one that is there.
+        cards: CUDA devices to spread over, as ``CUDA_VISIBLE_DEVICES`` names them; empty for the first.
         families: kinds of run.
         only: keys of the optimisations that are switched; empty for all.
         rounds: repeats at most.
@@ -197,7 +198,7 @@ def bench_optimisations(
         text: file or folder with documents for the GPTs; the shipped samples when None.
         families: gpt, llm or both.
         only: keys of optimisations; all when empty.
-        cards: numbers of CUDA devices to spread the variants over.
+        cards: CUDA devices to spread the variants over, by number among those that this process sees.
         clock: wall, or processor on a CPU that other work shares.
         on_done: called with each finished variant's record, and how many are done of how many.
 
@@ -219,9 +220,31 @@ def bench_optimisations(
     if clock == "processor" and chosen != "cpu":
         raise RecipeError("Seconds of a processor say nothing about a GPU.", "Choose --clock wall.")
     sized = replace(size_named(size, chosen), clock=clock)
-    bench = Bench(folder, sized, chosen, tuple(cards), kinds, tuple(only), rounds, minutes, on_done)
+    named = visible_cards(cards, os.environ.get("CUDA_VISIBLE_DEVICES")) if chosen == "cuda" else ()
+    bench = Bench(folder, sized, chosen, named, kinds, tuple(only), rounds, minutes, on_done)
     bench.run(None if text is None else Path(text))
     return write_results(folder, chosen)
+
+
+def visible_cards(cards: Sequence[str], inherited: str | None) -> tuple[str, ...]:
+    """What ``CUDA_VISIBLE_DEVICES`` of a process must be to see one card alone, for each of some cards.
+
+    Args:
+        cards: numbers among the cards that are visible now: with 4,5 inherited, 1 is card 5; or names of cards.
+        inherited: ``CUDA_VISIBLE_DEVICES`` of this process; None where it is not set.
+
+    Raises:
+        RecipeError: so many cards are not visible.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if inherited is None else 0
+    visible = [str(number) for number in range(count)] if inherited is None else inherited.split(",")
+    for card in cards:
+        if card.isdecimal() and int(card) >= len(visible):
+            remedy = f"Number those that this process sees from 0 to {len(visible) - 1}."
+            raise RecipeError(f"There is no CUDA device {card} among the {len(visible)} that are visible.", remedy)
+    return tuple(visible[int(card)].strip() if card.isdecimal() else card for card in cards)
 
 
 def chosen_device(wanted: str) -> str:

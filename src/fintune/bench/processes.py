@@ -53,47 +53,50 @@ def call_apart(
         arguments: plain data.
         limit_s: the process is ended after so long.
         device: ``cpu`` or ``cuda``: what it will use. All calls of one program name the same.
-        variables: of its environment, set before anything of it uses a device.
+        variables: of its environment, set before the function's module is imported.
     """
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
         context.set_forkserver_preload(list(PRELOADED[device]))
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(sender, function, arguments, dict(variables or {})), daemon=False)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, dict(variables or {})), daemon=False)
     started = time.perf_counter()
     process.start()
-    sender.close()
+    theirs.close()
     value, problem = None, ""
     try:
-        if receiver.poll(limit_s):
-            value, problem = receiver.recv()
+        # Not among the arguments of the process: to read it is to import its module, and the modules that it imports.
+        ours.send((function, arguments))
+        if ours.poll(limit_s):
+            value, problem = ours.recv()
         else:
             problem = f"took longer than {limit_s:g} seconds and was ended"
-    except EOFError:
+    except (EOFError, OSError):
         process.join()
         problem = f"its process ended with code {process.exitcode} before it answered; memory may have run out"
     finally:
         if process.is_alive() and (problem or value is None):
             process.kill()
         process.join()
-        receiver.close()
+        ours.close()
     return Finished(value, problem, time.perf_counter() - started)
 
 
-def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...], variables: dict[str, str]) -> None:
+def _answer(pipe: Any, variables: dict[str, str]) -> None:
     os.environ.update(variables)
     with tempfile.TemporaryDirectory(prefix="fintune-bench-", ignore_cleanup_errors=True) as compiled:
         # Compiled code of its own: what is kept from an earlier variant would make compilation look free.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
         os.environ["TRITON_CACHE_DIR"] = os.path.join(compiled, "triton")
-        sender.send(_outcome(function, arguments))
-        sender.close()
+        pipe.send(_outcome(pipe))
+        pipe.close()
 
 
-def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str]:
+def _outcome(pipe: Any) -> tuple[Any, str]:
     import torch
 
     try:
+        function, arguments = pipe.recv()
         return function(*arguments), ""
     except torch.OutOfMemoryError:
         return None, "memory ran out"
