@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from fintune.schema.run_directory import read_jsonl, write_json, writing
 log = logging.getLogger(__name__)
 SETTINGS, RUNS, PREPARED = "settings.json", "runs.jsonl", "prepared"
 _PREPARING_S = 1800.0
+_ALSO_STOPPED_S = 1.0  # a signal to all processes may end a variant before this one hears of it
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class BenchFolder:
         return self.path / PREPARED
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of the finished variants."""
-        return list(read_jsonl(self.runs))
+        """The lines of the finished variants; the last of one that failed and was tried again."""
+        return list({record["key"]: record for record in read_jsonl(self.runs)}.values())
 
 
 @dataclass
@@ -82,9 +84,12 @@ class Bench:
     minutes: float = 10.0
     on_done: Callable[[dict[str, Any], int, int], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _stopping: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def run(self, text: Path | None) -> None:
         """Measures until all rounds are done or the time is over; a further round begins only if all of it fits.
+
+        Variants that failed in an earlier call are tried again.
 
         Raises:
             RunError: the folder holds a bench of other settings, or cannot be written.
@@ -94,7 +99,7 @@ class Bench:
         self._prepare(text)
         variants = chosen_variants(self.families, self.device, self.only)
         for number in range(self.rounds):
-            done = {record["key"] for record in self.folder.records()}
+            done = {record["key"] for record in self.folder.records() if not record["problem"]}
             jobs = jobs_of_round(variants, self.size, self.device, number)
             left = [job for job in jobs if job.key not in done]
             if number and left and not self._fits(len(left) / len(jobs), deadline):
@@ -137,29 +142,36 @@ class Bench:
         for job in left:
             jobs.put(job)
         counter = iter(range(total - len(left) + 1, total + 1))
-        lanes = [
-            threading.Thread(target=self._lane, args=(jobs, counter, total, deadline, card), daemon=True)
-            for card in self.cards or ("",)
-        ]
-        for lane in lanes:
-            lane.start()
-        for lane in lanes:
-            lane.join()
+        cards = self.cards or ("",)
+        with ThreadPoolExecutor(len(cards)) as pool:
+            lanes = [pool.submit(self._lane, jobs, counter, total, deadline, card) for card in cards]
+            try:
+                for lane in as_completed(lanes):
+                    lane.result()
+            except BaseException:  # Ctrl-C and SIGTERM among them; the pool then waits until all lanes have stopped
+                self._stopping.set()
+                raise
 
     def _lane(
         self, jobs: queue.SimpleQueue[Job], counter: Iterator[int], total: int, deadline: float, card: str
     ) -> None:
         from fintune.bench.worker import run_job
 
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self._stopping.is_set():
             try:
                 job = jobs.get_nowait()
             except queue.Empty:
                 return
-            arguments = (job, str(self.folder.prepared), self.size)
-            variables = self._variables(card)
-            limit = self.size.limit_s
-            finished = call_apart(run_job, arguments, limit_s=limit, device=self.device, variables=variables)
+            finished = call_apart(
+                run_job,
+                (job, str(self.folder.prepared), self.size),
+                limit_s=self.size.limit_s,
+                device=self.device,
+                variables=self._variables(card),
+                stopping=self._stopping,
+            )
+            if self._stopping.wait(_ALSO_STOPPED_S if finished.problem else 0.0):
+                return
             record = {"key": job.key, **asdict(job), "seconds": finished.seconds, "problem": finished.problem}
             record["measured"] = finished.value
             with self._lock:
