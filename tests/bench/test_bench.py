@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tests.bench.waits import wait_long
 from typer.testing import CliRunner
 
 from fintune.bench import ablation, sizes
 from fintune.bench.models import Asked, model_rows
-from fintune.bench.processes import call_apart
+from fintune.bench.processes import Finished, call_apart
 from fintune.bench.reading import read_model
 from fintune.cli.app import app
 from fintune.cli.output import Output
@@ -81,6 +87,77 @@ def test_what_cannot_be_measured_is_refused(tmp_path, monkeypatch):
         ablation.bench_optimisations(tmp_path, device="cuda")
     with pytest.raises(RecipeError, match="no optimisation sdpb"):
         ablation.bench_optimisations(tmp_path, device="cpu", only=["sdpb"])
+
+
+def test_a_process_knows_its_card_before_any_library_asks():
+    script = (
+        "from tests.bench.asks_for_devices import Given, devices_seen\n"
+        "from fintune.bench.processes import call_apart\n"
+        "for card in ('5', '4'):\n"
+        "    variables = {'CUDA_VISIBLE_DEVICES': card}\n"
+        "    print(call_apart(devices_seen, (Given(),), limit_s=120, device='cuda', variables=variables))\n"
+    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "4,5", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    for line, card in zip(ended.stdout.splitlines(), "54", strict=True):
+        assert line.startswith(f"Finished(value=('{card}', []), problem=''"), line
+
+
+def test_devices_are_numbered_among_those_that_are_visible(monkeypatch):
+    assert ablation.visible_cards(["1", "0"], "4, 5") == ("5", "4")
+    assert ablation.visible_cards(["1", "GPU-1b"], "GPU-3f,GPU-1b") == ("GPU-1b", "GPU-1b")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert ablation.visible_cards(["1"], None) == ("1",)
+    for inherited in (None, "4,5"):
+        with pytest.raises(RecipeError, match="no CUDA device 2 among the 2"):
+            ablation.visible_cards(["2"], inherited)
+
+
+def of_two_variants(place, **options):
+    (place / "prepared").mkdir(parents=True)
+    return ablation.Bench(
+        ablation.BenchFolder(place), sizes.SIZES["tiny"], "cpu", families=("gpt",), only=("rmsnorm",), **options
+    )
+
+
+def test_a_bench_that_is_stopped_marks_nothing_as_failed(tmp_path, monkeypatch):
+    bench = of_two_variants(tmp_path / "bench", rounds=1)
+    monkeypatch.setattr(bench, "_prepare", lambda text: None)
+    monkeypatch.setattr("fintune.bench.worker.run_job", wait_long)
+    started = bench.folder.prepared / "started"
+
+    def stop():  # as Ctrl-C does: all processes of the terminal, in whichever order
+        while not (started.is_file() and started.read_text().endswith("\n")):
+            time.sleep(0.05)
+        os.kill(int(started.read_text()), signal.SIGINT)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what starts in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            threading.Thread(target=stop, daemon=True).start()
+            bench.run(None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not bench.folder.runs.exists() and not multiprocessing.active_children()
+
+
+def test_what_failed_is_tried_again_by_the_same_command(tmp_path, monkeypatch):
+    bench, called = of_two_variants(tmp_path / "bench", rounds=1), []
+
+    def answered(function, arguments, **options):
+        called.append(arguments[0].key)
+        return Finished(None, "memory ran out", 1.0) if len(called) == 3 else Finished({}, "", 1.0)
+
+    monkeypatch.setattr(ablation, "call_apart", answered)
+    monkeypatch.setattr(bench, "_prepare", lambda text: None)
+    bench.run(None)
+    assert len(called) == len(set(called)) == 8
+    assert [record["key"] for record in bench.folder.records() if record["problem"]] == called[2:3]
+    bench.run(None)
+    assert called[8:] == called[2:3]
+    assert [record["key"] for record in bench.folder.records() if not record["problem"]] == called[:8]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.models.gpts import random_gpt, tokens
 
-from fintune.models.gpt.rows import RowLoss, RowOptions
+from fintune.models.gpt.rows import IGNORED, RowLoss, RowOptions
 from fintune.schema.errors import ModelError
 
 WAYS = [
@@ -34,6 +34,7 @@ def test_every_way_gives_the_loss_and_gradients_of_the_model(monkeypatch, kind, 
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced as a whole, not lowered
     ids, targets = rows()
+    targets[0, :5] = targets[2, -1] = IGNORED
     model, twin = random_gpt(kind), random_gpt(kind)
     logits = twin(ids, use_cache=False).logits.float()
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -43,6 +44,15 @@ def test_every_way_gives_the_loss_and_gradients_of_the_model(monkeypatch, kind, 
     torch.testing.assert_close(loss, expected)
     for (name, own), other in zip(model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(own.grad, other.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("head", ["logits", "fused"])
+def test_rows_without_any_target_have_no_loss(head):
+    ids, targets = rows()
+    model = random_gpt()
+    loss = RowLoss(model, RowOptions(compiled="no", head=head))(ids, torch.full_like(targets, IGNORED))
+    loss.backward()
+    assert loss == 0 and all(not weight.grad.any() for weight in model.parameters())
 
 
 @torch.no_grad()

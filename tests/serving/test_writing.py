@@ -216,6 +216,32 @@ def test_a_conversation_is_read_whole_and_loses_its_oldest_exchanges(chatty):
     assert said(chat, PROMPT) == first and chat.forgotten == 0
 
 
+def test_exchanges_that_fit_again_are_read_again(chatty):
+    chat = Conversation(chatty, WritingOptions(8, 100, Sampling(1.0, seed=2)))
+    said(chat, PROMPT)
+    said(chat, PROMPT * 30)
+    assert chat.forgotten == 1
+    chat.options = replace(chat.options, max_prompt_tokens=None)
+    whole = chatty.scorer.chat.prompt([*chat.turns, Message("user", "Why?")])
+    assert list(chat.say("Why?"))[-1].prompt_tokens == len(whole) and chat.forgotten == 0
+
+
+def test_a_long_question_that_is_stopped_at_once_forgets_nothing(chatty, monkeypatch):
+    chat = Conversation(chatty, WritingOptions(8, 100, Sampling(1.0, seed=2)))
+    said(chat, PROMPT)
+
+    def stopped(*given):
+        raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fintune.serving.conversation.stream_written", stopped)
+        list(chat.say(PROMPT * 30))
+    assert chat.forgotten == 0 and len(chat.turns) == 2
+    whole = chatty.scorer.chat.prompt([*chat.turns, Message("user", "Why?")])
+    assert list(chat.say("Why?"))[-1].prompt_tokens == len(whole)
+
+
 def test_a_template_without_a_system_role_gets_it_folded_in(chatty):
     tokenizer = tiny_tokenizer(
         chat_template="{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
@@ -238,6 +264,21 @@ def test_a_conversation_saved_is_a_conversation_loaded(chatty, tmp_path):
         (tmp_path / "bad").write_text(content)
         with pytest.raises(DataError, match="no conversation of whole exchanges"):
             again.load(tmp_path / "bad")
+
+
+def test_halves_of_characters_do_not_lose_a_conversation(chatty, tmp_path):
+    (tmp_path / "given").write_text(
+        '{"messages": [{"role": "system", "content": "\\ud83d"}, {"role": "user", "content": "a\\ud83d"},'
+        ' {"role": "assistant", "content": "\\udc00b"}]}'
+    )
+    chat = Conversation(chatty, SHORT)
+    chat.load(tmp_path / "given")
+    chat.system += "\udce9"
+    said(chat, "caf\udce9")
+    chat.save(tmp_path / "kept")
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["given", "kept"]
+    turns = json.loads((tmp_path / "kept").read_text(encoding="utf-8"))["messages"]
+    assert [turn["content"] for turn in turns[:4]] == ["\ufffd\ufffd", "a\ufffd", "\ufffdb", "caf\ufffd"]
 
 
 def chat(gpt, monkeypatch, lines, *options):
@@ -269,6 +310,14 @@ def test_the_chat_command_through_a_pipe(gpt, monkeypatch, tmp_path, capsys):
     assert chat(gpt, monkeypatch, ["Why?"], "--load", str(file), "--json") == 0
     out, err = capsys.readouterr()
     assert [turn["content"] for turn in json.loads(out)["messages"]][:3] == [PROMPT, turns[1]["content"], "Why?"]
+
+
+def test_a_byte_that_is_no_utf_8_does_not_end_the_chat(gpt, monkeypatch, tmp_path):
+    file = tmp_path / "c.jsonl"
+    typed = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n/save %b\n" % str(file).encode()), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", typed)
+    assert main(["chat", str(gpt), "--max-new-tokens", "4"]) == 0
+    assert json.loads(file.read_text(encoding="utf-8"))["messages"][0]["content"] == "caf\ufffd"
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from fintune.schema.run_directory import read_jsonl, write_json, writing
 log = logging.getLogger(__name__)
 SETTINGS, RUNS, PREPARED = "settings.json", "runs.jsonl", "prepared"
 _PREPARING_S = 1800.0
+_ALSO_STOPPED_S = 1.0  # a signal to all processes may end a variant before this one hears of it
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class BenchFolder:
         return self.path / PREPARED
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of the finished variants."""
-        return list(read_jsonl(self.runs))
+        """The lines of the finished variants; the last of one that failed and was tried again."""
+        return list({record["key"]: record for record in read_jsonl(self.runs)}.values())
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Bench:
         folder: where everything is kept.
         size: of all runs.
         device: ``cpu`` or ``cuda``.
-        cards: numbers of CUDA devices to spread over; empty for the one that is there.
+        cards: CUDA devices to spread over, as ``CUDA_VISIBLE_DEVICES`` names them; empty for the first.
         families: kinds of run.
         only: keys of the optimisations that are switched; empty for all.
         rounds: repeats at most.
@@ -81,9 +84,12 @@ class Bench:
     minutes: float = 10.0
     on_done: Callable[[dict[str, Any], int, int], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _stopping: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def run(self, text: Path | None) -> None:
         """Measures until all rounds are done or the time is over; a further round begins only if all of it fits.
+
+        Variants that failed in an earlier call are tried again.
 
         Raises:
             RunError: the folder holds a bench of other settings, or cannot be written.
@@ -93,7 +99,7 @@ class Bench:
         self._prepare(text)
         variants = chosen_variants(self.families, self.device, self.only)
         for number in range(self.rounds):
-            done = {record["key"] for record in self.folder.records()}
+            done = {record["key"] for record in self.folder.records() if not record["problem"]}
             jobs = jobs_of_round(variants, self.size, self.device, number)
             left = [job for job in jobs if job.key not in done]
             if number and left and not self._fits(len(left) / len(jobs), deadline):
@@ -136,29 +142,36 @@ class Bench:
         for job in left:
             jobs.put(job)
         counter = iter(range(total - len(left) + 1, total + 1))
-        lanes = [
-            threading.Thread(target=self._lane, args=(jobs, counter, total, deadline, card), daemon=True)
-            for card in self.cards or ("",)
-        ]
-        for lane in lanes:
-            lane.start()
-        for lane in lanes:
-            lane.join()
+        cards = self.cards or ("",)
+        with ThreadPoolExecutor(len(cards)) as pool:
+            lanes = [pool.submit(self._lane, jobs, counter, total, deadline, card) for card in cards]
+            try:
+                for lane in as_completed(lanes):
+                    lane.result()
+            except BaseException:  # Ctrl-C and SIGTERM among them; the pool then waits until all lanes have stopped
+                self._stopping.set()
+                raise
 
     def _lane(
         self, jobs: queue.SimpleQueue[Job], counter: Iterator[int], total: int, deadline: float, card: str
     ) -> None:
         from fintune.bench.worker import run_job
 
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self._stopping.is_set():
             try:
                 job = jobs.get_nowait()
             except queue.Empty:
                 return
-            arguments = (job, str(self.folder.prepared), self.size)
-            variables = self._variables(card)
-            limit = self.size.limit_s
-            finished = call_apart(run_job, arguments, limit_s=limit, device=self.device, variables=variables)
+            finished = call_apart(
+                run_job,
+                (job, str(self.folder.prepared), self.size),
+                limit_s=self.size.limit_s,
+                device=self.device,
+                variables=self._variables(card),
+                stopping=self._stopping,
+            )
+            if self._stopping.wait(_ALSO_STOPPED_S if finished.problem else 0.0):
+                return
             record = {"key": job.key, **asdict(job), "seconds": finished.seconds, "problem": finished.problem}
             record["measured"] = finished.value
             with self._lock:
@@ -197,7 +210,7 @@ def bench_optimisations(
         text: file or folder with documents for the GPTs; the shipped samples when None.
         families: gpt, llm or both.
         only: keys of optimisations; all when empty.
-        cards: numbers of CUDA devices to spread the variants over.
+        cards: CUDA devices to spread the variants over, by number among those that this process sees.
         clock: wall, or processor on a CPU that other work shares.
         on_done: called with each finished variant's record, and how many are done of how many.
 
@@ -219,9 +232,31 @@ def bench_optimisations(
     if clock == "processor" and chosen != "cpu":
         raise RecipeError("Seconds of a processor say nothing about a GPU.", "Choose --clock wall.")
     sized = replace(size_named(size, chosen), clock=clock)
-    bench = Bench(folder, sized, chosen, tuple(cards), kinds, tuple(only), rounds, minutes, on_done)
+    named = visible_cards(cards, os.environ.get("CUDA_VISIBLE_DEVICES")) if chosen == "cuda" else ()
+    bench = Bench(folder, sized, chosen, named, kinds, tuple(only), rounds, minutes, on_done)
     bench.run(None if text is None else Path(text))
     return write_results(folder, chosen)
+
+
+def visible_cards(cards: Sequence[str], inherited: str | None) -> tuple[str, ...]:
+    """What ``CUDA_VISIBLE_DEVICES`` of a process must be to see one card alone, for each of some cards.
+
+    Args:
+        cards: numbers among the cards that are visible now: with 4,5 inherited, 1 is card 5; or names of cards.
+        inherited: ``CUDA_VISIBLE_DEVICES`` of this process; None where it is not set.
+
+    Raises:
+        RecipeError: so many cards are not visible.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if inherited is None else 0
+    visible = [str(number) for number in range(count)] if inherited is None else inherited.split(",")
+    for card in cards:
+        if card.isdecimal() and int(card) >= len(visible):
+            remedy = f"Number those that this process sees from 0 to {len(visible) - 1}."
+            raise RecipeError(f"There is no CUDA device {card} among the {len(visible)} that are visible.", remedy)
+    return tuple(visible[int(card)].strip() if card.isdecimal() else card for card in cards)
 
 
 def chosen_device(wanted: str) -> str:

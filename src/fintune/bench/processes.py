@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from fintune.schema.errors import FintuneError
 # What the server of processes imports. As soon as it is imported, bitsandbytes asks CUDA devices what they are, after
 # which no process forked from the server could use them: there the server must not get as far as peft.
 PRELOADED = {"cpu": ("fintune.bench.worker",), "cuda": ("torch", "transformers.models.llama.modeling_llama")}
+
+_LOOK_EVERY_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ def call_apart(
     limit_s: float,
     device: str = "cpu",
     variables: Mapping[str, str] | None = None,
+    stopping: threading.Event | None = None,
 ) -> Finished:
     """Calls a function in a fresh process and waits for it.
 
@@ -53,47 +58,64 @@ def call_apart(
         arguments: plain data.
         limit_s: the process is ended after so long.
         device: ``cpu`` or ``cuda``: what it will use. All calls of one program name the same.
-        variables: of its environment, set before anything of it uses a device.
+        variables: of its environment, set before the function's module is imported.
+        stopping: once set, the process is ended.
     """
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
         context.set_forkserver_preload(list(PRELOADED[device]))
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(sender, function, arguments, dict(variables or {})), daemon=False)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, dict(variables or {})), daemon=False)
     started = time.perf_counter()
     process.start()
-    sender.close()
+    theirs.close()
     value, problem = None, ""
     try:
-        if receiver.poll(limit_s):
-            value, problem = receiver.recv()
+        # Not among the arguments of the process: to read it is to import its module, and the modules that it imports.
+        ours.send((function, arguments))
+        if _answers(ours, started + limit_s, stopping):
+            value, problem = ours.recv()
         else:
-            problem = f"took longer than {limit_s:g} seconds and was ended"
-    except EOFError:
+            was_stopped = stopping is not None and stopping.is_set()
+            problem = "was stopped" if was_stopped else f"took longer than {limit_s:g} seconds and was ended"
+    except (EOFError, OSError):
         process.join()
         problem = f"its process ended with code {process.exitcode} before it answered; memory may have run out"
     finally:
         if process.is_alive() and (problem or value is None):
             process.kill()
         process.join()
-        receiver.close()
+        ours.close()
     return Finished(value, problem, time.perf_counter() - started)
 
 
-def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...], variables: dict[str, str]) -> None:
+def _answers(pipe: Any, deadline: float, stopping: threading.Event | None) -> bool:
+    """Waits until the process answers or ends; False where time is over or the wait is stopped before that."""
+    while stopping is None or not stopping.is_set():
+        left = deadline - time.perf_counter()
+        if pipe.poll(max(0.0, left if stopping is None else min(left, _LOOK_EVERY_S))):
+            return True
+        if left <= 0:
+            return False
+    return False
+
+
+def _answer(pipe: Any, variables: dict[str, str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first decides
     os.environ.update(variables)
     with tempfile.TemporaryDirectory(prefix="fintune-bench-", ignore_cleanup_errors=True) as compiled:
         # Compiled code of its own: what is kept from an earlier variant would make compilation look free.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
         os.environ["TRITON_CACHE_DIR"] = os.path.join(compiled, "triton")
-        sender.send(_outcome(function, arguments))
-        sender.close()
+        pipe.send(_outcome(pipe))
+        pipe.close()
 
 
-def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str]:
+def _outcome(pipe: Any) -> tuple[Any, str]:
     import torch
 
     try:
+        function, arguments = pipe.recv()
         return function(*arguments), ""
     except torch.OutOfMemoryError:
         return None, "memory ran out"

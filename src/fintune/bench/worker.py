@@ -36,6 +36,11 @@ def device_facts(device: str) -> dict[str, Any]:
     return {**facts, "device": "CPU", "threads": torch.get_num_threads()}
 
 
+def card_facts(device: str) -> dict[str, str]:
+    """Which card it was, so that variants spread over several can be told apart; nothing of a CPU."""
+    return {"card": str(torch.cuda.get_device_properties(0).uuid)} if device == "cuda" else {}
+
+
 def run_job(job: Job, folder: str, size: Size) -> dict[str, Any]:
     """Measures one variant."""
     # Routine messages of libraries (a file cache, an optional kernel) would be repeated for every variant.
@@ -53,7 +58,7 @@ def run_job(job: Job, folder: str, size: Size) -> dict[str, Any]:
         found = measure_llm(
             *(job.switches, size, base, prepared.samples("train"), held_out), seed=job.round, device=device
         )
-    return measured_record(found)
+    return measured_record(found) | card_facts(job.device)
 
 
 def measured_record(found: Measured) -> dict[str, Any]:

@@ -6,6 +6,7 @@ line that begins with a slash is a command; two slashes say a line that begins w
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -99,6 +100,8 @@ class Session:
 
     def _lines(self) -> Iterator[str]:
         """What is typed, stripped; Ctrl-C on an empty line only says how to leave."""
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no UTF-8 must not end the session
         if not sys.stdin.isatty():
             yield from (line.strip() for line in sys.stdin)
             return

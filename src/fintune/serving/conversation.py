@@ -7,6 +7,7 @@ of JSON in the format ``messages``, which a recipe's ``conversations:`` reads to
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from fintune.schema.errors import DataError
 from fintune.schema.example import Message
-from fintune.schema.run_directory import flush_to_disk, writing
+from fintune.schema.run_directory import write_text_atomically
 from fintune.serving.asking import Asked, ask, room_for_prompt
 from fintune.serving.writing import WritingOptions, Written, stream_written
+from fintune.sources.text import without_lone_surrogates
 
 if TYPE_CHECKING:
     from fintune.serving.predictor import Predictor
 
 _ROLES = ("system", "user", "assistant")
+_ANY_LENGTH = 2**31
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Conversation:
         options: lengths and sampling of the next answer.
         system: what the model is told before everything else; empty for nothing.
         turns: user and assistant in turn; all of them, whatever the model still reads.
-        forgotten: exchanges at the beginning that no longer fit the model's window.
+        forgotten: exchanges at the beginning that were left out of the last answer's prompt to make it fit.
     """
 
     predictor: Predictor
@@ -49,9 +52,8 @@ class Conversation:
         Raises:
             FintuneError: nothing was said, or it does not fit the model; the conversation stays as it was.
         """
-        question = Message("user", text)
+        question = Message("user", without_lone_surrogates(text))
         asked, forgotten = self._asked(question)
-        self.forgotten = forgotten
         last: Written | None = None
         try:
             with closing(stream_written(self.predictor, asked, self.options)) as steps:
@@ -60,6 +62,7 @@ class Conversation:
         finally:
             if last is not None and (last.text or last.ended):
                 self.turns += [question, Message("assistant", last.text)]
+                self.forgotten = forgotten
 
     def reset(self) -> None:
         """Forgets all turns; the system message stays."""
@@ -69,21 +72,25 @@ class Conversation:
     def _asked(self, question: Message) -> tuple[Asked, int]:
         """The prompt with as many exchanges as fit, and how many are left out; one that is alone is cut."""
         window = room_for_prompt(self.predictor, self.options.max_new_tokens, self.options.max_prompt_tokens)
-        system = [Message("system", self.system)] if self.system else []
-        forgotten = self.forgotten if 2 * self.forgotten <= len(self.turns) else 0
-        while True:
-            turns = self.turns[2 * forgotten :]
-            is_last = not turns
-            most = window if is_last else 2**31
-            asked = ask(self.predictor, [*system, *turns, question], most=most, chat=self.options.chat)
-            if is_last or len(asked.tokens) <= window:
-                return asked, forgotten
-            forgotten += 1
+        exchanges = len(self.turns) // 2
+
+        def without(first: int) -> Asked:
+            messages = [*self._told(), *self.turns[2 * first :], question]
+            most = window if first == exchanges else _ANY_LENGTH
+            return ask(self.predictor, messages, most=most, chat=self.options.chat)
+
+        whole = without(0)
+        if not exchanges or len(whole.tokens) <= window:
+            return whole, 0
+        forgotten = bisect_left(range(exchanges), True, lo=1, key=lambda first: len(without(first).tokens) <= window)
+        return without(forgotten), forgotten
 
     def messages(self) -> list[dict[str, str]]:
         """System message and turns, as role and content."""
-        system = [Message("system", self.system)] if self.system else []
-        return [{"role": message.role, "content": message.content} for message in [*system, *self.turns]]
+        return [{"role": message.role, "content": message.content} for message in [*self._told(), *self.turns]]
+
+    def _told(self) -> list[Message]:
+        return [Message("system", without_lone_surrogates(self.system))] if self.system else []
 
     def save(self, file: Path) -> None:
         """Writes the conversation as one line of JSON, aside first.
@@ -91,11 +98,7 @@ class Conversation:
         Raises:
             RunError: it cannot be written.
         """
-        aside = file.with_name(f".{file.name}.partial")
-        with writing(file):
-            aside.write_text(json.dumps({"messages": self.messages()}, ensure_ascii=False) + "\n", encoding="utf-8")
-            flush_to_disk(aside)
-            aside.replace(file)
+        write_text_atomically(file, json.dumps({"messages": self.messages()}, ensure_ascii=False) + "\n")
 
     def load(self, file: Path) -> None:
         """Goes on with a saved conversation in place of this one.
@@ -120,7 +123,7 @@ def _message(given: Any) -> Message:
     role, content = given["role"], given["content"]
     if role not in _ROLES or not isinstance(content, str):
         raise ValueError(role)
-    return Message(role, content)
+    return Message(role, without_lone_surrogates(content))
 
 
 def _no_conversation(file: Path) -> DataError:

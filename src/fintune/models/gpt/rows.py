@@ -26,6 +26,7 @@ Compiled = Literal["no", "blocks", "whole"]
 RowAttention = Literal["eager", "sdpa", "flash", "cudnn", "flex"]
 HeadLoss = Literal["logits", "fused"]
 
+IGNORED = -100  # target of a position that has no loss, as in PyTorch
 _FLEX = "gpt_flex"
 _KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
@@ -56,6 +57,8 @@ class RowOptions:
 
 class RowLoss:
     """``loss(ids, targets)``, both (B, T), with gradients for the weights of ``model``.
+
+    Targets of ``IGNORED`` have no loss; the mean is over the others, and 0 where there are none.
 
     Shapes should stay the same from call to call. Call it in autocast for products in bf16.
 
@@ -121,13 +124,17 @@ class RowLoss:
         logits = self.model.lm_head(self._plain_hidden(ids, mask)).float()
         if (cap := self.model.config.final_logit_softcapping) is not None:
             logits = cap * torch.tanh(logits / cap)
-        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        flat = targets.flatten()
+        summed = nn.functional.cross_entropy(logits.flatten(0, 1), flat, ignore_index=IGNORED, reduction="sum")
+        return summed / (flat != IGNORED).sum().clamp(min=1)
 
     def _fused(self, hidden: Tensor, targets: Tensor) -> Tensor:
         head = LinearHead(self.model.lm_head.weight, softcap=self.model.config.final_logit_softcapping)
         flat = targets.flatten()
-        each = torch.full((len(flat),), 1 / len(flat), device=flat.device)
-        edges = LossEdges(torch.arange(len(flat), device=flat.device), flat, each)
+        kept = flat != IGNORED  # edges of no weight stay, for a selection would wait for the GPU
+        edges = LossEdges(
+            torch.arange(len(flat), device=flat.device), flat.where(kept, 0), kept / kept.sum().clamp(min=1)
+        )
         return linear_edge_cross_entropy(hidden.flatten(0, 1), head, edges, rows=self.options.chunk_rows)[0]
 
 
