@@ -51,6 +51,29 @@ def test_a_worker_counts_times_and_races(part, tokens, tmp_path):
     assert points[1]["tokens"] == 6 * 4 * 32
 
 
+def test_the_race_starts_from_the_weights_of_a_fresh_model(part, tokens, tmp_path, monkeypatch):
+    import torch
+
+    own = job(part, tokens, tmp_path)
+    worker = part("worker").Worker(own)
+    worker.prepare()
+    seen = []
+
+    def step(self):
+        weights = {name: value.clone() for name, value in self.contender.model.state_dict().items()}
+        seen.append((weights, self.next_row, len(self.optimizer.state_dict()["state"])))
+        return made(self)
+
+    made = type(worker)._step
+    monkeypatch.setattr(type(worker), "_step", step)
+    worker.race(str(tmp_path / "curve"))
+    weights, row, moments = seen[-own.steps]
+    fresh = part("contenders").contender(own).model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in fresh.items())
+    assert row == 0 and moments == 0 and seen[-1][2] > 0
+    assert any(not torch.equal(seen[0][0][name], value) for name, value in fresh.items())  # prepare took steps
+
+
 def test_a_recipes_step_has_the_same_loss(part, tokens, tmp_path):
     import torch
 

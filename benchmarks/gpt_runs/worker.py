@@ -72,6 +72,8 @@ class Worker:
         self.job = job
         self.rows = Rows(Path(job.tokens), job.length, job.validation_rows, job.device)
         self.contender: Contender = contender(job)
+        # on the CPU, before any step: what the race starts from
+        self.first = {name: value.cpu().clone() for name, value in self.contender.model.state_dict().items()}
         self.optimizer = self.contender.optimizer()
         self.at_once = job.candidates[0]
         self.next_row = 0
@@ -128,18 +130,16 @@ class Worker:
     def race(self, curve: str) -> dict[str, Any]:
         """Trains from the first weights to the end of the schedule; validations are in the curve, not in the time.
 
-        Compilation is not in the time either: it happens before the first weights are put back.
+        Compilation is not in the time either: ``prepare`` took steps, which are forgotten here.
 
         Args:
             curve: file to which each validation is appended as it is made.
         """
-        first = {name: value.cpu().clone() for name, value in self.contender.model.state_dict().items()}
         cold = time.perf_counter()
         self._steps(1)
         self.validate()
         cold = time.perf_counter() - cold
-        self.contender.model.load_state_dict(first)
-        self.optimizer, self.next_row = self.contender.optimizer(), 0
+        self.start_afresh()
         steps = max(1, round(self.job.steps * self.job.variant.horizon))
         factor = _schedule(self.job, steps)
         peaks = [group["lr"] for group in self.optimizer.param_groups]
@@ -158,6 +158,11 @@ class Worker:
                 with Path(curve).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(point) + "\n")
         return {**point, "steps": steps, "cold_s": round(cold, 1)}
+
+    def start_afresh(self) -> None:
+        """The first weights, an optimiser that has seen nothing, and the first row."""
+        self.contender.model.load_state_dict(self.first)
+        self.optimizer, self.next_row = self.contender.optimizer(), 0
 
     @torch.no_grad()
     def validate(self) -> float:
