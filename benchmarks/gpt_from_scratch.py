@@ -22,6 +22,7 @@ import argparse
 import json
 import math
 import queue
+import signal
 import sys
 import tempfile
 import threading
@@ -31,7 +32,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from gpt_runs.processes import Process
+from gpt_runs.processes import Process, visible_device
 from gpt_runs.results import race_table, speed_row, speed_table
 from gpt_runs.settings import BASELINE, BASELINE_FAST, OURS, PEERS, WIDE, Job, Variant
 from gpt_runs.tokens import note_of, write_bytes_of, write_tokens
@@ -40,27 +41,33 @@ Row = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 
 
-def main() -> None:
+def main() -> int:
     arguments = parsed()
     if arguments.command == "worker":
         from gpt_runs.worker import serve
 
-        return serve(arguments.job)
+        serve(arguments.job)
+        return 0
     if arguments.command == "prepare":
         print(write_tokens(arguments.text, arguments.tokenizer, arguments.tokens))
-        return None
+        return 0
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     if arguments.smoke and arguments.tokens is None:
         arguments.tokens = arguments.work_dir / "smoke.bin"
         write_bytes_of(sorted((ROOT / "docs").glob("*.md")), arguments.tokens)
     bench = Bench(arguments)
-    if arguments.command in ("speed", "all"):
-        bench.deal(list(bench.speed_groups()), bench.speed)
-        speed_table(bench.rows)
-    if arguments.command in ("race", "all"):
-        bench.deal(list(bench.race_groups()), bench.race)
-        race_table(bench.rows)
-    return None
+    for wish in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(wish, lambda number, frame: sys.exit(128 + number))
+    try:
+        if arguments.command in ("speed", "all"):
+            bench.deal(list(bench.speed_groups()), bench.speed)
+            speed_table(bench.rows)
+        if arguments.command in ("race", "all"):
+            bench.deal(list(bench.race_groups()), bench.race)
+            race_table(bench.rows)
+    finally:
+        bench.stop()
+    return int(any("error" in row for row in bench.rows))
 
 
 def parsed() -> argparse.Namespace:
@@ -97,12 +104,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=420, help="seconds for an answer in speed")
     parser.add_argument("--race-timeout", type=float, default=1500, help="seconds for a run of the race")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--devices", default="0", help="indices of cards, separated by commas")
+    parser.add_argument("--devices", default="0", help="places of cards, from 0, among those of CUDA_VISIBLE_DEVICES")
     parser.add_argument("--smoke", action="store_true", help="tiny, on the CPU, in minutes")
     parser.add_argument("--compile", action="store_true", help="compile in a smoke test too")
     parser.add_argument("--work-dir", type=Path, default=Path(tempfile.gettempdir()) / "gpt-from-scratch")
     parser.add_argument("--json", type=Path, help="a line for each variant, as it is measured")
     arguments = parser.parse_args()
+    _refuse_what_is_not_there(parser, arguments)
     if arguments.smoke:
         small = {"device": "cpu", "sizes": ["tiny"], "length": 32, "rows_per_step": 4, "race_rows_per_step": 4}
         few = {"rows": [2, 4], "rounds": 2, "window": 1, "steps": 12, "validate_every": 2, "validation_rows": 8}
@@ -112,6 +120,25 @@ def parsed() -> argparse.Namespace:
     if arguments.validation_rows % math.lcm(*arguments.rows):
         parser.error("--validation-rows must be a multiple of all --rows")
     return arguments
+
+
+def _refuse_what_is_not_there(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    for name, place, part in (("nanogpt", arguments.nanogpt, "model.py"), ("nanochat", arguments.nanochat, "nanochat")):
+        if place is not None and not (place / part).exists():
+            parser.error(f"--{name} {place} is no checkout: it has no {part}")
+    if arguments.device == "cuda" and not arguments.smoke:
+        try:
+            list(map(visible_device, arguments.devices.split(",")))
+        except ValueError as error:
+            parser.error(f"--devices {arguments.devices}: {error}")
+    if arguments.command in ("speed", "race", "all") and arguments.tokens is not None:
+        for file in (arguments.tokens, note_of(arguments.tokens)):
+            if not file.is_file():
+                parser.error(f"{file} is not there; prepare writes it")
+
+
+class Stopped(Exception):
+    """The benchmark was told to stop."""
 
 
 class Bench:
@@ -129,6 +156,8 @@ class Bench:
         self.gpus = [None] if arguments.device == "cpu" else arguments.devices.split(",")
         self.rows: list[Row] = []
         self._lock = threading.Lock()
+        self._running: list[Process] = []
+        self._is_stopped = False
 
     def speed_groups(self) -> Iterator[list[Job]]:
         """Variants that take turns, the peers among them each time; heads of another size are groups of their own."""
@@ -155,19 +184,32 @@ class Bench:
         for group in groups:
             waiting.put(group)
 
+        failures: list[Exception] = []
+
         def work(gpu: str | None) -> None:
-            while True:
+            while not self._is_stopped:
                 try:
-                    group = waiting.get_nowait()
+                    measure(waiting.get_nowait(), gpu)
                 except queue.Empty:
                     return
-                measure(group, gpu)
+                except Exception as error:
+                    failures.append(error)
 
         threads = [threading.Thread(target=work, args=(gpu,)) for gpu in self.gpus]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        if failures:
+            raise failures[0]
+
+    def stop(self) -> None:
+        """Ends all processes, and lets none start."""
+        with self._lock:
+            self._is_stopped = True
+            running, self._running = self._running, []
+        for process in running:
+            process.end()
 
     def speed(self, group: list[Job], gpu: str | None) -> None:
         """Starts a group one after the other, then lets their windows take turns."""
@@ -208,10 +250,17 @@ class Bench:
 
     def _start(self, job: Job, gpu: str | None) -> Process:
         caches = self.given.work_dir / "caches" / f"{job.size}-{job.variant.name}"
-        return Process(Path(__file__), job, gpu, caches.absolute())
+        with self._lock:
+            if self._is_stopped:
+                raise Stopped
+            process = Process(Path(__file__), job, gpu, caches.absolute())
+            self._running.append(process)
+        return process
 
     def _keep(self, row: Row) -> None:
         with self._lock:
+            if self._is_stopped:
+                raise Stopped  # an error that was made by stopping is none
             self.rows.append(row)
             if self.given.json:
                 with self.given.json.open("a", encoding="utf-8") as file:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +114,47 @@ def test_the_table_names_the_first_point_below_the_baselines_loss(part, capsys):
     shown = capsys.readouterr().out
     assert "| a | 1.8000 | 20.0 | 10.0 s, 1 tokens | 3.0x |" in shown
     assert "| b | 2.1000 | 10.0 | not reached | |" in shown and "| c | stopped | | | |" in shown
+
+
+@pytest.mark.parametrize("inherited, place, card", [(None, "1", "1"), ("2", "0", "2"), ("5, GPU-a", "1", "GPU-a")])
+def test_devices_are_places_among_the_visible_cards(part, monkeypatch, inherited, place, card):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if inherited is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
+    assert part("processes").visible_device(place) == card
+
+
+def test_a_place_that_no_visible_card_has_is_refused(part, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    with pytest.raises(ValueError, match="has no place 1"):
+        part("processes").visible_device("1")
+
+
+def test_a_worker_that_computes_ends_with_its_standard_input():
+    program = "from gpt_runs.worker import commands_read\ncommands_read()\nprint('on', flush=True)\nwhile True: pass"
+    path = os.pathsep.join((str(FOLDER), os.environ.get("PYTHONPATH", "")))
+    running = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert running.stdout.readline() == b"on\n"
+    running.communicate(timeout=30)  # closes its input
+    assert running.returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc to find the worker")
+def test_a_stopped_benchmark_leaves_no_worker(tmp_path):
+    command = [sys.executable, str(FOLDER / "gpt_from_scratch.py"), "race", "--smoke", "--work-dir", str(tmp_path)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    workers = []
+    while not workers and running.poll() is None:
+        time.sleep(0.05)
+        lists = Path(f"/proc/{running.pid}/task").glob("*/children")
+        workers = [int(word) for file in lists for word in file.read_text().split()]
+    running.terminate()
+    said = running.communicate(timeout=60)[0].decode()
+    assert running.returncode == 128 + signal.SIGTERM and "race tiny" not in said, said
+    assert workers and not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
 @pytest.mark.slow

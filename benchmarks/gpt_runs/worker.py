@@ -9,7 +9,11 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
+import queue
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +36,11 @@ def serve(file: Path) -> None:
     if not job.compiles:
         leave_uncompiled()
     torch._dynamo.config.automatic_dynamic_shapes = False  # else a second number of rows would get slower kernels
+    end_with_the_benchmark()
+    commands = commands_read()
     worker = Worker(job)
-    for line in sys.stdin:
+    while True:
+        line = commands.get()
         command = json.loads(line)
         name = command.pop("do")
         if name == "stop":
@@ -44,6 +51,31 @@ def serve(file: Path) -> None:
             print(MARK + json.dumps({"error": said(error)}), flush=True)
             raise
         print(MARK + json.dumps(answer), flush=True)
+
+
+def end_with_the_benchmark() -> None:
+    """Linux kills this process when the thread that started it has ended."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+
+
+def commands_read() -> queue.SimpleQueue[str]:
+    """Lines of standard input; its end ends this process and what it started, also while it trains."""
+    commands: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        with open(0, "rb", buffering=0, closefd=False) as stream:  # no lock is held at exit, as sys.stdin's would be
+            for line in stream:
+                commands.put(line.decode())
+        if os.getpgrp() == os.getpid():  # compilers are in the same group
+            os.killpg(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=read, daemon=True).start()
+    return commands
 
 
 def said(error: BaseException) -> str:
