@@ -112,22 +112,8 @@ class Worker:
 
     def prepare(self) -> dict[str, Any]:
         """Compiles, tries how many rows at once are fastest, and says what the model is."""
-        rates: dict[str, Any] = {}
         started = time.perf_counter()
-        for rows in self.job.candidates:
-            if self.job.rows_per_step % rows:
-                continue
-            self.at_once = rows
-            try:
-                cold = time.perf_counter()
-                self._steps(_WARM_UP)
-                cold = time.perf_counter() - cold
-                rates[str(rows)] = {**self.window(1), "cold_s": round(cold, 1)}
-            except torch.OutOfMemoryError as error:
-                rates[str(rows)] = {"error": said(error)}
-                break  # more rows need more
-            finally:
-                self._release()
+        rates = self._tried()
         fitting = {rows: found["tokens_per_s"] for rows, found in rates.items() if "error" not in found}
         if not fitting:
             raise RuntimeError(f"no number of rows at once fits into memory: {rates}")
@@ -145,15 +131,30 @@ class Worker:
             **self.contender.notes,
         }
 
+    def _tried(self) -> dict[str, Any]:
+        """A window of each number of rows; more than one that does not fit are left out."""
+        rates: dict[str, Any] = {}
+        waiting = [rows for rows in self.job.candidates if self.job.rows_per_step % rows == 0]
+        while waiting:
+            self.at_once = rows = waiting.pop(0)
+            try:
+                cold = time.perf_counter()
+                self._steps(_WARM_UP)
+                cold = time.perf_counter() - cold
+                rates[str(rows)] = {**self.window(1), "cold_s": round(cold, 1)}
+            except torch.OutOfMemoryError as error:
+                is_fewest = all("error" in found for found in rates.values())
+                rates[str(rows)] = {"error": said(error)}
+                waiting = [rows // 2] if is_fewest and rows % 2 == 0 else []
+            finally:
+                self._release()
+        return rates
+
     def window(self, steps: int) -> dict[str, Any]:
         """Times whole optimiser steps."""
         if self.job.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self._wait()
-        started = time.perf_counter()
-        loss = self._steps(steps)
-        self._wait()
-        seconds = time.perf_counter() - started
+        seconds, loss = self._timed(steps)
         peak = torch.cuda.max_memory_allocated() if self.job.device == "cuda" else 0
         tokens = steps * self.job.rows_per_step * self.job.length
         self._release()
@@ -179,11 +180,7 @@ class Worker:
         for step in range(steps):
             for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor(step)
-            self._wait()
-            started = time.perf_counter()
-            self._steps(1)
-            self._wait()
-            seconds += time.perf_counter() - started
+            seconds += self._timed(1)[0]
             if (step + 1) % self.job.validate_every == 0 or step + 1 == steps:
                 tokens = (step + 1) * self.job.rows_per_step * self.job.length
                 point = {"step": step + 1, "tokens": tokens, "seconds": seconds, "validation_loss": self.validate()}
@@ -204,6 +201,17 @@ class Worker:
             with self.contender.precision():
                 losses.append(self.contender.loss(*self.rows.held_out(first, self.at_once)).float())
         return float(torch.stack(losses).mean())
+
+    def _timed(self, steps: int) -> tuple[float, Tensor]:
+        """Seconds and the last loss; Python collects no garbage meanwhile."""
+        gc.disable()
+        self._wait()
+        started = time.perf_counter()
+        loss = self._steps(steps)
+        self._wait()
+        seconds = time.perf_counter() - started
+        gc.enable()
+        return seconds, loss
 
     def _steps(self, steps: int) -> Tensor:
         loss = torch.zeros(())
