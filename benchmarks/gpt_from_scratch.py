@@ -1,16 +1,23 @@
-"""Claim: fintune's optimised GPT learns several times faster than GPT-2's plain one, and is trained on more tokens a
-second than nanoGPT and nanochat of the same shape.
+"""Claim: fintune's optimised GPT reaches the loss of GPT-2's plain one in less time, and how many tokens a second it is
+trained on beside nanoGPT and nanochat. Not measured on a GPU yet.
 
 ``speed``: every variant in a process of its own, compiled, with the number of rows at once that is fastest for it; all
 take the same tokens and the same rows an optimiser step. Windows take turns between the processes of a group, in which
-both peers always are. ``race``: the plain GPT (fp32, all scores, not compiled) and the optimised one on the same
-tokens; time until the loss on held-out rows is what the plain one ends with. Peers are their own checkouts.
+both peers always are. Layers, width, heads and words are the same, the models are not: nanochat has embeddings that
+feed values and more beside them, nanoGPT is GPT-2. So attention, weights and work a token stand beside each rate.
 
-    python benchmarks/gpt_from_scratch.py prepare --text speeches.jsonl news/ --tokenizer smollm2-135m --tokens text.bin
-    python benchmarks/gpt_from_scratch.py speed --tokens text.bin --nanogpt DIR --nanochat DIR --json speed.jsonl
-    python benchmarks/gpt_from_scratch.py race --tokens text.bin --sizes 124m --steps 150 --json race.jsonl
+``race``: the plain GPT (all scores, not compiled; in fp32, again with TF32, and compiled in bf16) and the optimised one
+on the same tokens; time until the loss on held-out rows is what the plain one ends with. Peers are their own checkouts.
+
+    python benchmarks/gpt_from_scratch.py prepare --text speeches.jsonl.xz news/ --tokenizer smollm2-135m --tokens t.bin
+    python benchmarks/gpt_from_scratch.py speed --tokens t.bin --nanogpt DIR --nanochat DIR --json speed.jsonl
+    python benchmarks/gpt_from_scratch.py race --tokens t.bin --sizes 124m --only baseline --json race.jsonl
+    python benchmarks/gpt_from_scratch.py race --tokens t.bin --sizes 124m --json race.jsonl    # what is left of it
     python benchmarks/gpt_from_scratch.py speed --devices 0,1,2,3 ...       # groups are dealt out to the cards
     python benchmarks/gpt_from_scratch.py all --smoke --nanogpt DIR --nanochat DIR    # everything tiny, on the CPU
+
+The same command with the same ``--json`` leaves out variants that are there without an error, whatever ``--only``
+says; another type of card wants another file. An error in a row makes the exit code 1.
 
 Model FLOP utilisation: tokens a second times (6 N + 12 L W T), over the card's dense bf16 peak; N: weights that every
 token is multiplied with (blocks and head, no embeddings), L layers, W width, T tokens of a row, as if each saw all.
@@ -21,6 +28,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import queue
 import signal
 import sys
@@ -40,10 +48,11 @@ from gpt_runs.tokens import note_of, write_bytes_of, write_tokens
 
 Row = dict[str, Any]
 ROOT = Path(__file__).parents[1]
-STEPS_HELP = """race: steps of the baseline. A token of the 124M with 49,152 words takes 6 x 122.7M + 12 x 12 x 768 x 1024 =
-0.85 GFLOP. 120 steps x 64 rows x 1024 are 7.9M tokens, and 4 steps and 13 validations (256 rows, a third of the work)
-beside them make it 9.3M: 7.9 PFLOP, or 200 s where fp32 without TF32 reaches 40 TFLOP/s, as is expected of an H200 but
-was not measured; with the start about 4 minutes. The 350M takes 2.8 times that."""
+STEPS_HELP = """race: steps of the baseline. A token of the 124M with 49,152 words takes
+6 x 122.7M + 12 x 12 x 768 x 1024 = 0.85 GFLOP. 120 steps x 64 rows x 1024 are 7.9M tokens, and 4 steps and 13
+validations (256 rows, a third of the work) beside them make it 9.3M: 7.9 PFLOP, or 200 s where fp32 without TF32
+reaches 40 TFLOP/s, as is expected of an H200 but was not measured; with the start about 4 minutes. The 350M takes 2.8
+times that."""
 
 
 def main() -> int:
@@ -84,7 +93,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tokenizer", default="smollm2-135m", help="prepare: base model whose tokenizer is used")
     parser.add_argument("--nanogpt", type=Path, help="checkout of karpathy/nanoGPT; left out when not given")
     parser.add_argument("--nanochat", type=Path, help="checkout of karpathy/nanochat; likewise")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="variants, peers and those of race (fintune@0.25) included")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="variants, peers and those of race (fintune@0.25) included"
+    )
     parser.add_argument(
         "--also", nargs="+", type=lambda text: Variant(**json.loads(text)), default=[], metavar="JSON",
         help='further variants of ours: {"name": "mine", "options": {"attention": "cudnn", "chunk_rows": 8192}}',
@@ -176,7 +187,7 @@ class Bench:
         self.gpus = [None] if arguments.device == "cpu" else arguments.devices.split(",")
         self.rows: list[Row] = []
         self._kept = Kept(arguments.json)
-        self._started = time.strftime("%Y%m%dT%H%M%S")
+        self._started = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
         self._lock = threading.Lock()
         self._running: list[Process] = []
         self._is_stopped = False

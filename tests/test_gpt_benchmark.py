@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -52,6 +53,19 @@ def test_a_worker_counts_times_and_races(part, tokens, tmp_path):
     assert [point["step"] for point in points] == [3, 6] and points[-1]["validation_loss"] == ended["validation_loss"]
     assert all(point["validation_loss"] < np.log(256) - 0.5 for point in points)
     assert points[1]["tokens"] == 6 * 4 * 32
+
+
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_text_is_read_from_a_packed_file_and_from_its_folder(part, base, tmp_path, named):
+    folder = tmp_path / "speeches"
+    folder.mkdir()
+    (folder / "README.md").write_text("What this is.")
+    with lzma.open(folder / "speeches.jsonl.xz", "wt") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in ("Rates rose.", "Rates fell."))
+    source = folder if named == "folder" else folder / "speeches.jsonl.xz"
+    note = part("tokens").write_tokens([str(source)], str(base), tmp_path / "read.bin")
+    ids = np.fromfile(tmp_path / "read.bin", np.uint16)
+    assert note["characters"] == 22 and len(ids) == note["tokens"] and (ids == note["end_of_document"]).sum() == 2
 
 
 def test_the_race_starts_from_the_weights_of_a_fresh_model(part, tokens, tmp_path, monkeypatch):
@@ -124,7 +138,11 @@ def test_the_table_takes_the_baseline_that_ended(part, capsys):
         {"measure": "race", "size": "tiny", "variant": "a", "points": [{**points[0], "seconds": 4.0}]},
     ]
     part("results").race_table(rows)
-    assert "| a | 2.0000 | 4.0 | 4.0 s, 1 tokens | 2.0x against baseline-tf32 |" in capsys.readouterr().out
+    rows.append({**rows[2], "variant": "b", "device_name": "another card"})
+    part("results").race_table(rows)
+    shown = capsys.readouterr().out
+    assert "| a | 2.0000 | 4.0 | 4.0 s, 1 tokens | 2.0x against baseline-tf32 |" in shown
+    assert "| b | 2.0000 | 4.0 | no baseline ended on another card | |" in shown
 
 
 def test_the_table_says_what_a_variant_is_beside_its_rate(part, tokens, tmp_path, capsys):

@@ -71,7 +71,9 @@ def _fintune(job: Job) -> Contender:
     multiplied = sum(weight.numel() for weight in kinds.matrices) + model.lm_head.weight.numel()
     loss = _row_loss(model, job) if job.variant.path == "rows" else _recipe_loss(model, job)
     clip = 1.0 if job.variant.optimizer == "adamw" else None
-    return Contender(model, loss, lambda: _own_optimizer(model, job), multiplied, _autocast(job), clip, _notes(job, model))
+    return Contender(
+        model, loss, lambda: _own_optimizer(model, job), multiplied, _autocast(job), clip, _notes(job, model)
+    )
 
 
 def _notes(job: Job, model: Any) -> dict[str, Any]:

@@ -38,9 +38,10 @@ class Kept:
         return [row for row in self._earlier if row.get("asked") == asked]
 
     def add(self, row: Row) -> None:
+        """Appends in one write, since commands on other cards may share the file."""
         if self._file is not None:
-            with self._file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
+            with self._file.open("ab", buffering=0) as stream:
+                stream.write((json.dumps(row) + "\n").encode())
 
 
 def asked(measure: str, job: Job, **windows: int) -> Row:

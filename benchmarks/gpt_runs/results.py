@@ -71,9 +71,10 @@ def race_table(rows: list[Row]) -> None:
             continue
         last = row["points"][-1]
         ended = f"{last['validation_loss']:.4f}{' (stopped)' if 'error' in row else ''} | {last['seconds']:.1f}"
-        target = _baseline([r for r in raced if r["size"] == row["size"]])
+        alike = [(r["size"], r.get("device_name")) == (row["size"], row.get("device_name")) for r in raced]
+        target = _baseline([r for r, is_alike in zip(raced, alike, strict=True) if is_alike])
         if target is None:
-            print(place, f"{ended} | no baseline ended | |")
+            print(place, f"{ended} | no baseline ended on {row.get('device_name')} | |")
             continue
         goal = target["points"][-1]
         reached = next((p for p in row["points"] if p["validation_loss"] <= goal["validation_loss"]), None)
