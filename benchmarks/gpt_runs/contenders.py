@@ -55,7 +55,7 @@ def shape(job: Job) -> tuple[int, int, int, int]:
 
 
 def _autocast(job: Job) -> Callable[[], AbstractContextManager[Any]]:
-    if job.variant.precision == "fp32" or job.device == "cpu":
+    if job.variant.precision != "bf16" or job.device == "cpu":
         return nullcontext
     return lambda: torch.autocast("cuda", dtype=torch.bfloat16)
 
@@ -71,7 +71,18 @@ def _fintune(job: Job) -> Contender:
     multiplied = sum(weight.numel() for weight in kinds.matrices) + model.lm_head.weight.numel()
     loss = _row_loss(model, job) if job.variant.path == "rows" else _recipe_loss(model, job)
     clip = 1.0 if job.variant.optimizer == "adamw" else None
-    return Contender(model, loss, lambda: _own_optimizer(model, job), multiplied, _autocast(job), clip, {})
+    return Contender(
+        model, loss, lambda: _own_optimizer(model, job), multiplied, _autocast(job), clip, _notes(job, model)
+    )
+
+
+def _notes(job: Job, model: Any) -> dict[str, Any]:
+    if job.variant.path == "recipe":
+        from fintune.inference.forward import choose_backend
+
+        return {"attention": f"token trees, {choose_backend('auto', torch.device(job.device), model.config)}"}
+    named = {"flash": "SDPA, flash kernel", "cudnn": "SDPA, cuDNN kernel", "flex": "FlexAttention", "eager": "eager"}
+    return {"attention": named.get(job.variant.options.get("attention", "sdpa"), "SDPA")}
 
 
 def _row_loss(model: Any, job: Job) -> Callable[[Tensor, Tensor], Tensor]:
@@ -151,7 +162,7 @@ def _nanogpt(job: Job) -> Contender:
         multiplied,
         _autocast(job),
         1.0,
-        {"attention": "scaled_dot_product_attention"},
+        {"attention": "SDPA"},
     )
 
 
@@ -175,5 +186,5 @@ def _nanochat(job: Job) -> Contender:
     model.to_empty(device=job.device)
     model.init_weights()
     compiled = torch.compile(model, dynamic=False)
-    notes = {"attention": "FlashAttention 3" if USE_FA3 else "scaled_dot_product_attention"}
+    notes = {"attention": "FlashAttention 3" if USE_FA3 else "SDPA: FlashAttention 3 was not to be had"}
     return Contender(model, compiled, model.setup_optimizer, model.num_matmul_params(), nullcontext, None, notes)

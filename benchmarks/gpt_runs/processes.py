@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,28 @@ from gpt_runs.settings import Job
 from gpt_runs.worker import MARK
 
 
+def visible_device(place: str) -> str:
+    """The card at a place of the inherited CUDA_VISIBLE_DEVICES; without such a list, the place itself.
+
+    Raises:
+        ValueError: the list is shorter.
+    """
+    inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if inherited is None:
+        return place
+    cards = [card.strip() for card in inherited.split(",") if card.strip()]
+    if int(place) >= len(cards):
+        raise ValueError(f"CUDA_VISIBLE_DEVICES={inherited} has no place {place}; --devices counts its cards from 0")
+    return cards[int(place)]
+
+
 class Process:
     """One worker in a process group of its own.
 
     Args:
         script: the benchmark, which runs ``worker JOB``.
         job: what it runs.
-        gpu: index of the device it sees; None on the CPU.
+        gpu: place of the device it sees among those that this process sees; None on the CPU.
         caches: for compiled code, kept between processes of the same variant and size.
     """
 
@@ -40,8 +56,9 @@ class Process:
             "PYTHONUNBUFFERED": "1",
             "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
             "TRITON_CACHE_DIR": str(caches / "triton"),
+            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # for everyone alike
         }
-        environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": visible_device(gpu)}
         self._stream = self.log.open("a", encoding="utf-8")
         self._process = subprocess.Popen(
             [sys.executable, str(script.absolute()), "worker", str(file.absolute())],
@@ -78,7 +95,8 @@ class Process:
     def end(self) -> None:
         """Ends the process group at once."""
         if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._stream.close()
 

@@ -5,7 +5,7 @@ Enters: names. Leaves: ``Variant`` and ``Job``, which travel between processes a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 LAYERS_HEADS_WIDTH = {"tiny": (2, 4, 64), "124m": (12, 12, 768), "350m": (24, 16, 1024)}
@@ -19,7 +19,7 @@ class Variant:
         name: in tables.
         peer: fintune, nanogpt or nanochat.
         kind: of fintune's GPT: optimised or baseline.
-        precision: bf16 (autocast, or what the peer does) or fp32.
+        precision: bf16 (autocast, or what the peer does), tf32 (fp32 with products in TF32) or fp32 (without).
         options: of ``RowOptions``, fintune's alone.
         optimizer: muon, muon_plain (PyTorch's loop over matrices) or adamw.
         path: rows (``RowLoss``) or recipe (``EdgeModel`` as ``fintune train`` runs it).
@@ -53,7 +53,7 @@ class Job:
         end_of_document: token, or None.
         length: tokens of a row.
         rows_per_step: rows behind each update, the same for all.
-        candidates: rows computed at once that are tried; the fastest is kept.
+        candidates: rows computed at once that are tried; the fastest is kept. Where none fits, half as many are tried.
         steps: of the baseline in the race.
         validate_every: steps between validations in the race.
         validation_rows: at the end of the file; no variant trains on them.
@@ -117,4 +117,6 @@ BASELINE = Variant(
     optimizer="adamw",
     options={"compiled": "no", "attention": "eager", "head": "logits", "joined": False},
 )
+BASELINE_TF32 = replace(BASELINE, name="baseline-tf32", precision="tf32")
 BASELINE_FAST = Variant("baseline-bf16-compiled", kind="baseline", optimizer="adamw", options={"head": "logits"})
+BASELINES = (BASELINE, BASELINE_TF32, BASELINE_FAST)  # the first that ended is what others are compared with

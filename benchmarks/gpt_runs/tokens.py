@@ -28,13 +28,22 @@ def write_tokens(sources: list[str], tokenizer: str, file: Path) -> dict[str, An
     count = characters = 0
     with file.open("wb") as stream:
         for source in sources:
-            for text in read_texts(source):
+            for text in read_texts(_only_file(source)):
                 ids = [end, *read(text, add_special_tokens=False, verbose=False)["input_ids"]]
                 np.asarray(ids, np.uint16).tofile(stream)
                 count, characters = count + len(ids), characters + len(text)
     note = {"vocabulary": len(read), "end_of_document": end, "tokens": count, "characters": characters}
     note_of(file).write_text(json.dumps(note), encoding="utf-8")
     return note
+
+
+def _only_file(source: str) -> str:
+    """A folder with one file of rows, whatever its name, stands for the file."""
+    rows = (".jsonl", ".json", ".csv", ".parquet")
+    folder = Path(source).expanduser()
+    inside = [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
+    found = [file for file in inside if any(ending in rows for ending in file.suffixes)]
+    return str(found[0]) if len(found) == 1 else source
 
 
 def write_bytes_of(texts: list[Path], file: Path) -> None:

@@ -9,7 +9,11 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
+import queue
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +36,11 @@ def serve(file: Path) -> None:
     if not job.compiles:
         leave_uncompiled()
     torch._dynamo.config.automatic_dynamic_shapes = False  # else a second number of rows would get slower kernels
+    end_with_the_benchmark()
+    commands = commands_read()
     worker = Worker(job)
-    for line in sys.stdin:
+    while True:
+        line = commands.get()
         command = json.loads(line)
         name = command.pop("do")
         if name == "stop":
@@ -44,6 +51,31 @@ def serve(file: Path) -> None:
             print(MARK + json.dumps({"error": said(error)}), flush=True)
             raise
         print(MARK + json.dumps(answer), flush=True)
+
+
+def end_with_the_benchmark() -> None:
+    """Linux kills this process when the thread that started it has ended."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+
+
+def commands_read() -> queue.SimpleQueue[str]:
+    """Lines of standard input; its end ends this process and what it started, also while it trains."""
+    commands: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        with open(0, "rb", buffering=0, closefd=False) as stream:  # no lock is held at exit, as sys.stdin's would be
+            for line in stream:
+                commands.put(line.decode())
+        if os.getpgrp() == os.getpid():  # compilers are in the same group
+            os.killpg(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=read, daemon=True).start()
+    return commands
 
 
 def said(error: BaseException) -> str:
@@ -72,28 +104,16 @@ class Worker:
         self.job = job
         self.rows = Rows(Path(job.tokens), job.length, job.validation_rows, job.device)
         self.contender: Contender = contender(job)
+        # on the CPU, before any step: what the race starts from
+        self.first = {name: value.cpu().clone() for name, value in self.contender.model.state_dict().items()}
         self.optimizer = self.contender.optimizer()
         self.at_once = job.candidates[0]
         self.next_row = 0
 
     def prepare(self) -> dict[str, Any]:
         """Compiles, tries how many rows at once are fastest, and says what the model is."""
-        rates: dict[str, Any] = {}
         started = time.perf_counter()
-        for rows in self.job.candidates:
-            if self.job.rows_per_step % rows:
-                continue
-            self.at_once = rows
-            try:
-                cold = time.perf_counter()
-                self._steps(_WARM_UP)
-                cold = time.perf_counter() - cold
-                rates[str(rows)] = {**self.window(1), "cold_s": round(cold, 1)}
-            except torch.OutOfMemoryError as error:
-                rates[str(rows)] = {"error": said(error)}
-                break  # more rows need more
-            finally:
-                self._release()
+        rates = self._tried()
         fitting = {rows: found["tokens_per_s"] for rows, found in rates.items() if "error" not in found}
         if not fitting:
             raise RuntimeError(f"no number of rows at once fits into memory: {rates}")
@@ -111,15 +131,30 @@ class Worker:
             **self.contender.notes,
         }
 
+    def _tried(self) -> dict[str, Any]:
+        """A window of each number of rows; more than one that does not fit are left out."""
+        rates: dict[str, Any] = {}
+        waiting = [rows for rows in self.job.candidates if self.job.rows_per_step % rows == 0]
+        while waiting:
+            self.at_once = rows = waiting.pop(0)
+            try:
+                cold = time.perf_counter()
+                self._steps(_WARM_UP)
+                cold = time.perf_counter() - cold
+                rates[str(rows)] = {**self.window(1), "cold_s": round(cold, 1)}
+            except torch.OutOfMemoryError as error:
+                is_fewest = all("error" in found for found in rates.values())
+                rates[str(rows)] = {"error": said(error)}
+                waiting = [rows // 2] if is_fewest and rows % 2 == 0 else []
+            finally:
+                self._release()
+        return rates
+
     def window(self, steps: int) -> dict[str, Any]:
         """Times whole optimiser steps."""
         if self.job.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self._wait()
-        started = time.perf_counter()
-        loss = self._steps(steps)
-        self._wait()
-        seconds = time.perf_counter() - started
+        seconds, loss = self._timed(steps)
         peak = torch.cuda.max_memory_allocated() if self.job.device == "cuda" else 0
         tokens = steps * self.job.rows_per_step * self.job.length
         self._release()
@@ -128,18 +163,16 @@ class Worker:
     def race(self, curve: str) -> dict[str, Any]:
         """Trains from the first weights to the end of the schedule; validations are in the curve, not in the time.
 
-        Compilation is not in the time either: it happens before the first weights are put back.
+        Compilation is not in the time either: ``prepare`` took steps, which are forgotten here.
 
         Args:
             curve: file to which each validation is appended as it is made.
         """
-        first = {name: value.cpu().clone() for name, value in self.contender.model.state_dict().items()}
         cold = time.perf_counter()
         self._steps(1)
         self.validate()
         cold = time.perf_counter() - cold
-        self.contender.model.load_state_dict(first)
-        self.optimizer, self.next_row = self.contender.optimizer(), 0
+        self.start_afresh()
         steps = max(1, round(self.job.steps * self.job.variant.horizon))
         factor = _schedule(self.job, steps)
         peaks = [group["lr"] for group in self.optimizer.param_groups]
@@ -147,17 +180,18 @@ class Worker:
         for step in range(steps):
             for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor(step)
-            self._wait()
-            started = time.perf_counter()
-            self._steps(1)
-            self._wait()
-            seconds += time.perf_counter() - started
+            seconds += self._timed(1)[0]
             if (step + 1) % self.job.validate_every == 0 or step + 1 == steps:
                 tokens = (step + 1) * self.job.rows_per_step * self.job.length
                 point = {"step": step + 1, "tokens": tokens, "seconds": seconds, "validation_loss": self.validate()}
                 with Path(curve).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(point) + "\n")
         return {**point, "steps": steps, "cold_s": round(cold, 1)}
+
+    def start_afresh(self) -> None:
+        """The first weights, an optimiser that has seen nothing, and the first row."""
+        self.contender.model.load_state_dict(self.first)
+        self.optimizer, self.next_row = self.contender.optimizer(), 0
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -167,6 +201,17 @@ class Worker:
             with self.contender.precision():
                 losses.append(self.contender.loss(*self.rows.held_out(first, self.at_once)).float())
         return float(torch.stack(losses).mean())
+
+    def _timed(self, steps: int) -> tuple[float, Tensor]:
+        """Seconds and the last loss; Python collects no garbage meanwhile."""
+        gc.disable()
+        self._wait()
+        started = time.perf_counter()
+        loss = self._steps(steps)
+        self._wait()
+        seconds = time.perf_counter() - started
+        gc.enable()
+        return seconds, loss
 
     def _steps(self, steps: int) -> Tensor:
         loss = torch.zeros(())
