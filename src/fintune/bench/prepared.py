@@ -168,6 +168,7 @@ def _write_tiny(folder: Path, tokenizer: Any, stream: TokenStream, size: Size, d
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(0)
+    # transformers leaves it without types
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=_TINY_RATE, betas=(0.9, 0.95))
@@ -192,6 +193,7 @@ def _write_one_billion(folder: Path, tokenizer_of: str) -> None:
     section = ModelSection(base=tokenizer_of)
     torch.manual_seed(0)
     config = LlamaConfig(**_ONE_BILLION)  # type: ignore[arg-type]  # a mapping of several types
+    # transformers leaves it without types
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
     _save(model, load_tokenizer(locate_base(section), section), folder)
 

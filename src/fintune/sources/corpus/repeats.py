@@ -134,7 +134,7 @@ class Repeats:
         files = [self._folder / f"band-{band:03d}.npy" for band in range(n_bands)]
         for band, file in enumerate(files):
             if not file.is_file():
-                write_array(file, shared_runs(lambda band=band: self._columns("bands", band)))  # type: ignore[misc]
+                write_array(file, shared_runs(lambda band=band: self._columns("bands", band)))  # type: ignore[misc]  # mypy infers no default of a lambda
         return files
 
     def _columns(self, kind: str, band: int | None = None) -> Iterator[tuple[int, Hashes]]:
@@ -172,7 +172,7 @@ class Repeats:
         path = self._folder / name
         if not path.stat().st_size:
             return np.zeros(0, kind)
-        return np.memmap(path, kind, mode=mode)  # type: ignore[call-overload,no-any-return]
+        return np.memmap(path, kind, mode=mode)  # type: ignore[call-overload,no-any-return]  # NumPy wants literals
 
     def _note(self, pieces: int) -> None:
         """Says that so many pieces are settled, once the files that hold it are on disk."""
