@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -35,10 +36,14 @@ def address(run_dir, tmp_path_factory):
     """``fintune demo`` in a process of its own, with proxies and the network out of play."""
     port, log = free_port(), tmp_path_factory.mktemp("demo") / "log.txt"
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    command = [sys.executable, "-m", "fintune.cli", "demo", str(run_dir), "--port", str(port), "--no-browser"]
+    command = [sys.executable, "-m", "tests.serving.slow_demo", "demo", str(run_dir), "--port", str(port), "--offline"]
     with log.open("w") as stream:
         server = subprocess.Popen(
-            [*command, "--offline"], stdout=stream, stderr=subprocess.STDOUT, env=environment | {"NO_PROXY": "*"}
+            [*command, "--no-browser"],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment | {"NO_PROXY": "*"},
+            cwd=Path(__file__).parents[2],
         )
         try:
             until = time.monotonic() + 120
