@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
     pytest.mark.slow,
 ]
-PATIENCE_MS = 60_000
+PATIENCE_MS = 120_000
 
 
 def free_port() -> int:
@@ -46,7 +46,7 @@ def address(run_dir, tmp_path_factory):
             cwd=Path(__file__).parents[2],
         )
         try:
-            until = time.monotonic() + 120
+            until = time.monotonic() + 240
             while "page" not in log.read_text():
                 assert server.poll() is None, log.read_text()
                 assert time.monotonic() < until, log.read_text()
