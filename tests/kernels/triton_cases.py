@@ -85,9 +85,10 @@ def assert_same_rows(rows, expected):
     """Rounded to the same fp8 numbers, but for one in ten thousand by one step."""
     assert rows.data.dtype == expected.data.dtype and rows.data.is_contiguous()
     torch.testing.assert_close(rows.scale, expected.scale, rtol=1e-6, atol=0)
-    # As integers, numbers of one sign are in order; a difference of signs is one of zeros only.
-    codes = rows.data.view(torch.uint8).int(), expected.data.view(torch.uint8).int()
-    difference = (codes[0] - codes[1]).abs()
+    # As integers, numbers of one sign are in order. The sign of a zero does not count: the kernel's is always plus, and
+    # random numbers on a GPU are -0.0 once in a hundred million.
+    codes = [one.data.view(torch.uint8).int() for one in (rows, expected)]
+    difference = (codes[0].where(codes[0] != 0x80, 0) - codes[1].where(codes[1] != 0x80, 0)).abs()
     if interpreted():  # the interpreter's own rounding to fp8 loses the carry from mantissa to exponent
         assert difference.numel() == 0 or float((difference <= 1).float().mean()) > 0.85
         return

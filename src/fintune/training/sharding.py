@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from fintune.schema.errors import ModelError
 from fintune.training.ranks import Ranks
 
+PYTORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
 
 def shard_model(model: nn.Module, ranks: Ranks, *, offload: bool) -> None:
     """Shards every decoder layer by itself, and the rest together; gradients are summed over the processes.
@@ -25,7 +27,15 @@ def shard_model(model: nn.Module, ranks: Ranks, *, offload: bool) -> None:
         model: with adapters attached; changed in place.
         ranks: the processes among which it is shared.
         offload: keep the shards in the host's memory.
+
+    Raises:
+        ModelError: 4-bit weights, which PyTorch before 2.13 cannot share out.
     """
+    if not all(p.is_floating_point() for p in model.parameters()) and PYTORCH < (2, 13):
+        raise ModelError(
+            f"PyTorch {torch.__version__} cannot share out weights held in NF4.",
+            "Install PyTorch 2.13 or newer, or set distributed.strategy=zero3 or model.quantization=none.",
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
