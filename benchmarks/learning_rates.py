@@ -1,8 +1,8 @@
 """Chooses a shipped recipe's learning rate on validation, then trains and scores it on the test rows for each seed.
 
 Every rate is trained at once, with the recipe's own seed, on one GPU; the least validation loss of the last step
-decides. Only then are test rows looked at, by ``fintune train`` as a user calls it. Started again, it goes on with what is
-missing. Needs FINTUNE_DATA_DIR.
+decides. Only then are test rows looked at, by ``fintune train`` as a user calls it. Started again, it goes on with what
+is missing. Needs FINTUNE_DATA_DIR.
 
     python benchmarks/learning_rates.py finsight-chat-smollm2 --rates 1.8e-3 3.6e-3 7.2e-3 --output-dir runs/chat
     python benchmarks/learning_rates.py news-cpt-smollm2 --rates 3e-4 1e-3 3e-3 --seeds 17 1 --output-dir runs/cpt
