@@ -1,6 +1,7 @@
 """The decoder layer's three Functions against the layer by its definition, differentiated by autograd."""
 
 import itertools
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -22,6 +23,7 @@ from tests.kernels.decoder_cases import (
 )
 
 from fintune.kernels import decoder_layer as module
+from fintune.kernels.frozen_weight import PackedMatrix
 from fintune.kernels.lora_group import Adapter
 
 TOKENS = 37
@@ -123,6 +125,25 @@ def test_fp32(kind, keep):
     layer = random_layer(torch.float32, kind=kind, bias=True)
     found, expected = both(layer, random_pass(TOKENS, torch.float32, keep_mlp=keep), torch.float32)
     assert distance(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("tokens", [10, 100])
+def test_the_weights_of_an_mlp_in_pieces_are_unpacked_once_a_pass(monkeypatch, tokens, dropout):
+    monkeypatch.setattr(module, "MLP_ROWS", 16)
+    layer = random_layer(torch.float32, kind="nf4", dropout=dropout)
+    given = random_pass(tokens, torch.float32, keep_mlp=False)
+    h, dy = (torch.randn(tokens, HIDDEN) for _ in range(2))
+    calls = []
+    unpack = PackedMatrix.unpack
+    monkeypatch.setattr(PackedMatrix, "unpack", lambda self, out: (calls.append(self), unpack(self, out)))
+    once = result_and_gradients(ours, h, layer, given, dy)
+    assert len(calls) == 2 * len({id(matrix) for matrix in calls}) == 8  # four groups, forward and backward
+    assert all(group.weight.ready is None for group in layer.groups)
+    monkeypatch.setattr(module, "unpacked_together", lambda *_: nullcontext())
+    for_every_product = result_and_gradients(ours, h, layer, given, dy)
+    assert len(calls) > 8 + 8
+    assert all(map(torch.equal, once, for_every_product))
 
 
 @pytest.mark.parametrize("four_norms", [False, True])

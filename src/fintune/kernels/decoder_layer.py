@@ -18,6 +18,7 @@ Shapes: T tokens, H hidden size, F MLP size, D head size, R the ranks of a group
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from fintune.kernels.add_output import add_output
 from fintune.kernels.fp8_weight import Fp8Weight
+from fintune.kernels.frozen_weight import unpacked_together
 from fintune.kernels.gated import Activation, gated, gated_backward, gated_backward_sums
 from fintune.kernels.hashed_dropout import add_dropped_, fold_seed
 from fintune.kernels.lora_group import LoraGroup
@@ -250,10 +252,12 @@ class _Mlp(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, layer: DecoderLayer, given: Pass, *_: Tensor) -> Tensor:
         dropout = _dropout(layer, given)
         seeds = [fold_seed(given.seed, part) if dropout else given.seed for part in (2, 3)]
-        ctx.layer, ctx.dropout, ctx.rows = layer, dropout, len(h)
+        ctx.layer, ctx.dropout, ctx.rows, ctx.keep_mlp = layer, dropout, len(h), given.keep_mlp
         if not given.keep_mlp and not dropout:  # a mask depends on the number of its row
             ctx.rows = MLP_ROWS
-        parts = [_mlp_forward(layer, rows, seeds, dropout, given.keep_mlp) for rows in torch.split(h, max(ctx.rows, 1))]
+        pieces = torch.split(h, max(ctx.rows, 1))
+        with unpacked_together(h.dtype, layer.gate_up.weight, layer.down.weight) if len(pieces) > 1 else nullcontext():
+            parts = [_mlp_forward(layer, rows, seeds, dropout, given.keep_mlp) for rows in pieces]
         y, *kept = (_joined(column) for column in zip(*parts, strict=True))
         ctx.save_for_backward(h, *seeds, *kept)
         assert y is not None
@@ -265,15 +269,16 @@ class _Mlp(torch.autograd.Function):
         seeds, kept = rest[:2], rest[2:]
         layer: DecoderLayer = ctx.layer
         dy, dh, d_adapters = gradients[0], [], []
-        for start in range(0, len(h), max(ctx.rows, 1)):
-            own = slice(start, start + ctx.rows)
-            mine = [None if part is None else part[own] for part in kept]
-            rows, found = _mlp_backward(layer, dy[own], h[own], seeds, ctx.dropout, mine)
-            dh.append(rows)
-            if start == 0:
-                d_adapters = found
-            elif found:
-                torch._foreach_add_(d_adapters, found)
+        with nullcontext() if ctx.keep_mlp else unpacked_together(h.dtype, layer.gate_up.weight, layer.down.weight):
+            for start in range(0, len(h), max(ctx.rows, 1)):
+                own = slice(start, start + ctx.rows)
+                mine = [None if part is None else part[own] for part in kept]
+                rows, found = _mlp_backward(layer, dy[own], h[own], seeds, ctx.dropout, mine)
+                dh.append(rows)
+                if start == 0:
+                    d_adapters = found
+                elif found:
+                    torch._foreach_add_(d_adapters, found)
         return _joined(tuple(dh)), None, None, *d_adapters
 
 

@@ -9,7 +9,8 @@ Shapes: T tokens, I input features, O output features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -179,11 +180,32 @@ class Nf4Weight:
         """(O, I), held or in the shared buffer: then valid until the next weight is unpacked, so never to be saved."""
         if self.ready is not None and self.ready.dtype == dtype:
             return self.ready
-        out, start = shared_buffer(self.shape, dtype, self.parts[0].packed.device), 0
-        for part in self.parts:
-            part.unpack(out[start : start + part.shape[0]])
-            start += part.shape[0]
+        return self.unpack(shared_buffer(self.shape, dtype, self.parts[0].packed.device))
+
+    def unpack(self, out: Tensor) -> Tensor:
+        """Writes the (O, I) matrix into ``out`` and returns it."""
+        for part, rows in zip(self.parts, torch.split(out, [part.shape[0] for part in self.parts]), strict=True):
+            part.unpack(rows)
         return out
+
+
+@contextmanager
+def unpacked_together(dtype: torch.dtype, *weights: FrozenWeight) -> Iterator[None]:
+    """Unpacks NF4 weights once for all products inside the block, side by side in the shared buffer.
+
+    No other weight may be unpacked inside it: it would be written over them.
+    """
+    own = [weight for weight in weights if isinstance(weight, Nf4Weight) and weight.ready is None]
+    sizes = [torch.Size(weight.shape).numel() for weight in own]
+    if own:
+        whole = shared_buffer((sum(sizes),), dtype, own[0].parts[0].packed.device)
+        for weight, part in zip(own, torch.split(whole, sizes), strict=True):
+            weight.ready = weight.unpack(part.view(weight.shape))
+    try:
+        yield
+    finally:
+        for weight in own:
+            weight.ready = None
 
 
 def _multiply(left: Tensor, right: Tensor, into: Tensor | None) -> Tensor:

@@ -103,8 +103,10 @@ def working_copies(shape: ModelShape, plan: MemoryPlan) -> int:
 
 
 def _buffers(shape: ModelShape, plan: MemoryPlan) -> int:
-    """Working copies, weights held ready or the buffer that the largest shares with the others, cuBLAS' workspaces."""
-    largest = max(sum(m.rows * m.columns for m in shape.matrices if m.name in names) for names in _GROUPS)
+    """Working copies, weights held ready or the buffer that weights share in turn, cuBLAS' workspaces."""
+    groups = [sum(m.rows * m.columns for m in shape.matrices if m.name in names) for names in _GROUPS]
+    # Those of the MLP lie in it side by side where rows are computed a few at a time, and gate and up twice.
+    largest = max(groups) if _keeps_all(plan) or plan.quantization != "nf4" else sum(groups[2:])
     unpacked = 0
     if plan.memory == "ready":
         unpacked = ready_bytes(shape, plan)
