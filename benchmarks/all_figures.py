@@ -2,7 +2,8 @@
 
 The queue is ``all_figures.yaml``: each entry a command, the cards it takes and the seconds it may. Entries start in
 order as cards come free, each with its own log and JSON; one that wants several cards waits for them, and nothing
-overtakes it. Entries that have ended well are left out when the same command is started again.
+overtakes it. What is not timed takes a part of a card, beside others. Entries that have ended well are left out when
+the same command is started again.
 
     python benchmarks/all_figures.py --data DATA --tokenizer FOLDER --output-dir runs/figures --cards 0 1 2 3
     python benchmarks/all_figures.py --list
@@ -26,6 +27,7 @@ import yaml
 
 QUEUE = Path(__file__).with_suffix(".yaml")
 POLL_SECONDS = 0.5
+EPSILON = 1e-6  # parts of a card add up to one, but for rounding
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Entry:
         run: the command; ``{data}``, ``{tokenizer}``, ``{peers}``, ``{work}``, ``{out}`` and ``{json}`` are filled in.
         seconds: after which it is stopped.
         cards: how many it takes, none for work of the host alone.
+        part: how much of each: 1 where a time is taken, less where several entries may run side by side.
         after: entries that must have ended well before.
     """
 
@@ -44,6 +47,7 @@ class Entry:
     run: str
     seconds: float
     cards: int = 1
+    part: float = 1.0
     after: tuple[str, ...] = ()
 
     def command(self, places: dict[str, str]) -> list[str]:
@@ -112,7 +116,7 @@ def measure(entries: Sequence[Entry], cards: Sequence[str], places: dict[str, st
     ledger = Path(places["out"], "ledger.jsonl")
     good = ended_well(ledger)
     waiting = [entry for entry in entries if entry.name not in good]
-    free, running = list(cards), list[Running]()
+    free, running = dict.fromkeys(cards, 1.0), list[Running]()
     try:
         while waiting or running:
             for one in [one for one in running if one.process.poll() is not None or one.elapsed_s > one.entry.seconds]:
@@ -125,11 +129,18 @@ def measure(entries: Sequence[Entry], cards: Sequence[str], places: dict[str, st
                 print(f"{time.strftime('%X')} end   {row}", flush=True)
                 good |= {one.entry.name} if row["returncode"] == 0 else set()
                 running.remove(one)
-                free = [card for card in cards if card in free or card in one.cards]
+                for card in one.cards:
+                    free[card] += one.entry.part
             waiting = [entry for entry in waiting if not _hopeless(entry, good, waiting, running)]
             ready = next((entry for entry in waiting if set(entry.after) <= good), None)
-            if ready is not None and ready.cards <= len(free):
-                taken, free = tuple(free[: ready.cards]), free[ready.cards :]
+            # The fullest card first, so that others stay empty for what needs one alone.
+            fit = sorted(
+                (left, card) for card, left in free.items() if ready is not None and left > ready.part - EPSILON
+            )
+            if ready is not None and ready.cards <= len(fit):
+                taken = tuple(card for card in cards if card in {card for _, card in fit[: ready.cards]})
+                for card in taken:
+                    free[card] -= ready.part
                 waiting.remove(ready)
                 running.append(start(ready, taken, places))
             else:
@@ -167,7 +178,7 @@ def main() -> int:
     entries = [entry for entry in entries if not options.only or entry.name in options.only]
     if options.list:
         for entry in entries:
-            print(f"{entry.name:28} {entry.cards} cards {entry.seconds:5.0f} s  {entry.run}")
+            print(f"{entry.name:28} {entry.cards} cards x {entry.part:g} {entry.seconds:5.0f} s  {entry.run}")
         return 0
     named = {"data": options.data, "tokenizer": options.tokenizer, "peers": options.peers}
     for place, given in named.items():

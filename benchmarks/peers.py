@@ -105,7 +105,7 @@ def measure(arguments: argparse.Namespace, settings: list[Setting]) -> None:
 def run_setting(arguments: argparse.Namespace, setting: Setting, checkpoint: Path) -> Row:
     """One configuration's row: its measurements, or why there are none."""
     workload = WORKLOADS[arguments.command]
-    folder = (arguments.work_dir / arguments.command / setting.name).absolute()
+    folder = (arguments.work_dir / arguments.command / shape_name(arguments) / setting.name).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started = time.time()
