@@ -40,7 +40,7 @@ class Entry:
         seconds: after which it is stopped.
         cards: how many it takes, none for work of the host alone.
         part: how much of each: 1 where a time is taken, less where several entries may run side by side.
-        after: entries that must have ended well before.
+        after: entries that must have ended well before, where they were asked for too.
     """
 
     name: str
@@ -88,8 +88,8 @@ def read_queue(path: Path) -> list[Entry]:
     entries = [Entry(**{**one, "after": tuple(one.get("after", ()))}) for one in yaml.safe_load(path.read_text())]
     names = [entry.name for entry in entries]
     known = {name for entry in entries for name in entry.after} <= set(names)
-    if len(set(names)) < len(names) or not known:
-        sys.exit(f"{path}: a name stands twice, or an entry comes after one that is not there.")
+    if len(set(names)) < len(names) or not known or not all(0 < entry.part <= 1 for entry in entries):
+        sys.exit(f"{path}: a name stands twice, an entry comes after one that is not there, or part is not up to 1.")
     return entries
 
 
@@ -115,6 +115,7 @@ def measure(entries: Sequence[Entry], cards: Sequence[str], places: dict[str, st
     """Runs what has not ended well before; whether everything has now."""
     ledger = Path(places["out"], "ledger.jsonl")
     good = ended_well(ledger)
+    asked = {entry.name for entry in entries}
     waiting = [entry for entry in entries if entry.name not in good]
     free, running = dict.fromkeys(cards, 1.0), list[Running]()
     try:
@@ -131,14 +132,10 @@ def measure(entries: Sequence[Entry], cards: Sequence[str], places: dict[str, st
                 running.remove(one)
                 for card in one.cards:
                     free[card] += one.entry.part
-            waiting = [entry for entry in waiting if not _hopeless(entry, good, waiting, running)]
-            ready = next((entry for entry in waiting if set(entry.after) <= good), None)
-            # The fullest card first, so that others stay empty for what needs one alone.
-            fit = sorted(
-                (left, card) for card, left in free.items() if ready is not None and left > ready.part - EPSILON
-            )
-            if ready is not None and ready.cards <= len(fit):
-                taken = tuple(card for card in cards if card in {card for _, card in fit[: ready.cards]})
+            waiting = [entry for entry in waiting if not _hopeless(entry, asked, good, waiting, running)]
+            ready = next((entry for entry in waiting if set(entry.after) & asked <= good), None)
+            taken = None if ready is None else _cards_for(ready, free)
+            if ready is not None and taken is not None:
                 for card in taken:
                     free[card] -= ready.part
                 waiting.remove(ready)
@@ -148,13 +145,22 @@ def measure(entries: Sequence[Entry], cards: Sequence[str], places: dict[str, st
     finally:
         for one in running:
             one.stop()
-    return {entry.name for entry in entries} <= good
+    return asked <= good
 
 
-def _hopeless(entry: Entry, good: set[str], waiting: Sequence[Entry], running: Sequence[Running]) -> bool:
+def _cards_for(entry: Entry, free: dict[str, float]) -> tuple[str, ...] | None:
+    """The cards it gets, None if it must wait: the fullest, so that others stay empty for what needs one alone."""
+    fit = sorted((card for card, left in free.items() if left > entry.part - EPSILON), key=lambda card: free[card])
+    chosen = set(fit[: entry.cards])
+    return tuple(card for card in free if card in chosen) if len(chosen) == entry.cards else None
+
+
+def _hopeless(
+    entry: Entry, asked: set[str], good: set[str], waiting: Sequence[Entry], running: Sequence[Running]
+) -> bool:
     """Whether an entry that must come before has failed."""
     may_come = good | {one.name for one in waiting} | {one.entry.name for one in running}
-    missing = sorted(set(entry.after) - may_come)
+    missing = sorted((set(entry.after) & asked) - may_come)
     if missing:
         print(f"{entry.name} is left out: {', '.join(missing)} failed.", flush=True)
     return bool(missing)
@@ -166,7 +172,7 @@ def main() -> int:
     parser.add_argument("--data", default=os.environ.get("FINTUNE_DATA_DIR", ""), help="folder of the data sets")
     parser.add_argument("--tokenizer", default="", help="folder with tokenizer files of the Llama shapes")
     parser.add_argument("--peers", default="", help="folder of the checkouts nanoGPT and nanochat")
-    parser.add_argument("--work-dir", default="/tmp/peers", help="for checkpoints with random weights")
+    parser.add_argument("--work-dir", default="", help="for checkpoints; OUTPUT_DIR/work when left out")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/figures"))
     parser.add_argument("--cards", nargs="+", default=["0"])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="entries; all when left out")
@@ -190,7 +196,7 @@ def main() -> int:
         entries = [entry for entry in entries if entry.cards <= len(options.cards)]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    places = {**named, "work": options.work_dir, "out": str(options.output_dir)}
+    places = {**named, "work": options.work_dir or str(options.output_dir / "work"), "out": str(options.output_dir)}
     return 0 if measure(entries, options.cards, places) else 1
 
 

@@ -1,8 +1,8 @@
 """Chooses a shipped recipe's learning rate on validation, then trains and scores it on the test rows for each seed.
 
 Every rate is trained at once, with the recipe's own seed, on one GPU; the least validation loss of the last step
-decides. Only then are test rows looked at, by ``fintune train`` as a user calls it. Started again, it goes on with what
-is missing. Needs FINTUNE_DATA_DIR.
+decides, among runs that came to their end. Only then are test rows looked at, by ``fintune train`` as a user calls it.
+Started again, it goes on with what is missing. Needs FINTUNE_DATA_DIR.
 
     python benchmarks/learning_rates.py finsight-chat-smollm2 --rates 1.8e-3 3.6e-3 7.2e-3 --output-dir runs/chat
     python benchmarks/learning_rates.py news-cpt-smollm2 --rates 3e-4 1e-3 3e-3 --seeds 17 1 --output-dir runs/cpt
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -39,18 +40,19 @@ def main() -> None:
     place: Path = arguments.output_dir
     place.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    tried = {f"rate-{rate}": [*SEARCH, f"training.learning_rate={rate}", *arguments.search] for rate in arguments.rates}
+    rates = arguments.rates if len(arguments.rates) > 1 else []  # one needs no search
+    tried = {f"rate-{rate}": [*SEARCH, f"training.learning_rate={rate}", *arguments.search] for rate in rates}
     run_all(arguments.recipe, tried, place, arguments.set)
-    losses = {rate: validation_losses(place / f"rate-{rate}") for rate in arguments.rates}
-    (place / "rates.json").write_text(json.dumps(losses, indent=2), encoding="utf-8")
-    finished = {rate: by_step for rate, by_step in losses.items() if by_step}
+    losses = {rate: validation_losses(place / f"rate-{rate}") for rate in rates}
+    if rates:
+        (place / "rates.json").write_text(json.dumps(losses, indent=2), encoding="utf-8")
     for rate, by_step in losses.items():
-        print(f"{rate}: {by_step or 'no validation loss, see its log'}", flush=True)
-    if not finished:
+        print(f"{rate}: {by_step or 'not trained to its end, see its log'}", flush=True)
+    best = least(losses) if rates else arguments.rates[0]
+    if best is None:
         sys.exit(f"No rate was tried to its end; the logs are in {place}.")
-    best = min(finished, key=lambda rate: list(finished[rate].values())[-1])
     print(f"chosen after {time.monotonic() - started:.0f} s: {best}", flush=True)
-    final = {f"seed-{seed}": [f"training.learning_rate={best}", f"seed={seed}"] for seed in arguments.seeds}
+    final = {f"rate-{best}-seed-{seed}": [f"training.learning_rate={best}", f"seed={seed}"] for seed in arguments.seeds}
     failed = run_all(arguments.recipe, final, place, arguments.set)
     print(json.dumps({"rate": best, "elapsed_s": round(time.monotonic() - started), "without_results": failed}))
     sys.exit(1 if failed else 0)
@@ -70,10 +72,18 @@ def run_all(recipe: str, runs: Mapping[str, Sequence[str]], place: Path, changes
     return [name for name in runs if not (place / name / "results.json").is_file()]
 
 
+def least(losses: Mapping[str, Mapping[int, float]]) -> str | None:
+    """The rate with the least loss at the last step that any has; None if none has a number there."""
+    last = max((step for by_step in losses.values() for step in by_step), default=0)
+    there = {rate: by_step[last] for rate, by_step in losses.items() if math.isfinite(by_step.get(last, math.nan))}
+    return min(there, key=lambda rate: there[rate], default=None)
+
+
 def validation_losses(run: Path) -> dict[int, float]:
-    """Nats a supervised token by step."""
-    file = run / "metrics.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    """Nats a supervised token by step; nothing unless the run came to its end."""
+    if not (run / "results.json").is_file():
+        return {}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {row["step"]: round(row["eval_loss"], 4) for row in rows if "eval_loss" in row}
 
 

@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--keep-caches", action="store_true", help="let configurations find each other's kernels")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is being measured ends too
     if arguments.command == "job":
         run_job(arguments.job)
     elif arguments.command == "prepare":
@@ -100,6 +101,8 @@ def measure(arguments: argparse.Namespace, settings: list[Setting]) -> None:
         if arguments.json:
             arguments.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
     print_table(result["rows"])
+    if failed := [row["name"] for row in result["rows"] if "error" in row]:
+        sys.exit(f"Not measured: {', '.join(failed)}.")
 
 
 def run_setting(arguments: argparse.Namespace, setting: Setting, checkpoint: Path) -> Row:
@@ -154,7 +157,7 @@ def spawn(options: list[str], arguments: argparse.Namespace, name: str, folder: 
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return f"stopped after {arguments.timeout:g} s"
-        except KeyboardInterrupt:
+        except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
     return None if code == 0 else f"exit {code}: {last_words(log)}"

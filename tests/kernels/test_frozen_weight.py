@@ -4,7 +4,15 @@ import torch
 from tests.kernels.frozen_cases import KINDS, packed, random_weight
 
 from fintune.kernels.fp8_weight import LARGEST, fp8_weight, quantize_rows, stack_fp8
-from fintune.kernels.frozen_weight import DenseWeight, Nf4Weight, frozen_weight, release_buffers, shared_buffer
+from fintune.kernels.frozen_weight import (
+    DenseWeight,
+    Nf4Weight,
+    PackedMatrix,
+    frozen_weight,
+    release_buffers,
+    shared_buffer,
+    unpacked_together,
+)
 from fintune.schema.errors import ModelError
 
 
@@ -144,3 +152,32 @@ def test_the_shared_buffer_is_reused_and_can_be_written_after_inference_mode():
     assert shared_buffer((8, 8), torch.float32, device).data_ptr() != 0
     assert shared_buffer((2, 2), torch.bfloat16, device).dtype == torch.bfloat16
     release_buffers()
+
+
+def test_an_error_while_weights_are_unpacked_together_leaves_none_in_the_shared_buffer(monkeypatch):
+    first, second = (frozen_weight([packed(torch.randn(8, 64), True)]) for _ in range(2))
+    expected, unpack = first.dense(torch.float32), PackedMatrix.unpack
+
+    def fails(self, out):
+        if self is second.parts[0]:
+            raise KeyboardInterrupt
+        unpack(self, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedMatrix, "unpack", fails)
+        with pytest.raises(KeyboardInterrupt), unpacked_together(torch.float32, first, second):
+            pass
+    assert first.ready is None and second.ready is None
+    second.dense(torch.float32)
+    assert torch.equal(first.dense(torch.float32), expected)
+
+
+def test_weights_that_are_ready_in_another_type_are_unpacked_together_too_and_stay_ready():
+    first, second = (frozen_weight([packed(torch.randn(8, 64), True)]) for _ in range(2))
+    expected = [weight.dense(torch.float32) for weight in (first, second)]
+    second.hold_ready(torch.bfloat16)
+    held = second.ready
+    with unpacked_together(torch.float32, first, second):
+        x = torch.eye(64)
+        assert torch.equal(second.product(x), expected[1].T) and torch.equal(first.product(x), expected[0].T)
+    assert first.ready is None and second.ready is held

@@ -269,6 +269,7 @@ class _Mlp(torch.autograd.Function):
         seeds, kept = rest[:2], rest[2:]
         layer: DecoderLayer = ctx.layer
         dy, dh, d_adapters = gradients[0], [], []
+        # Where gate and up are computed again, they are needed twice even for one piece.
         with nullcontext() if ctx.keep_mlp else unpacked_together(h.dtype, layer.gate_up.weight, layer.down.weight):
             for start in range(0, len(h), max(ctx.rows, 1)):
                 own = slice(start, start + ctx.rows)

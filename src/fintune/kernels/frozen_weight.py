@@ -137,7 +137,7 @@ class Nf4Weight:
 
     Attributes:
         parts: the matrices, from top to bottom.
-        ready: (O, I) unpacked once and for all, or None.
+        ready: (O, I) unpacked, once and for all or inside ``unpacked_together``; or None.
     """
 
     parts: tuple[PackedMatrix, ...]
@@ -168,13 +168,17 @@ class Nf4Weight:
 
     def hold_ready(self, dtype: torch.dtype) -> None:
         """Keeps the unpacked matrix."""
-        if self.ready is None or self.ready.dtype != dtype:
+        if not self.is_ready(dtype):
             self.ready = None
             self.ready = self.dense(dtype)
 
     def drop_ready(self) -> None:
         """Lets go of the unpacked matrix."""
         self.ready = None
+
+    def is_ready(self, dtype: torch.dtype) -> bool:
+        """Whether products in ``dtype`` find it unpacked."""
+        return self.ready is not None and self.ready.dtype == dtype
 
     def _unpacked(self, dtype: torch.dtype) -> Tensor:
         """(O, I), held or in the shared buffer: then valid until the next weight is unpacked, so never to be saved."""
@@ -195,17 +199,18 @@ def unpacked_together(dtype: torch.dtype, *weights: FrozenWeight) -> Iterator[No
 
     No other weight may be unpacked inside it: it would be written over them.
     """
-    own = [weight for weight in weights if isinstance(weight, Nf4Weight) and weight.ready is None]
+    own = [weight for weight in weights if isinstance(weight, Nf4Weight) and not weight.is_ready(dtype)]
+    earlier = [weight.ready for weight in own]
     sizes = [torch.Size(weight.shape).numel() for weight in own]
-    if own:
-        whole = shared_buffer((sum(sizes),), dtype, own[0].parts[0].packed.device)
-        for weight, part in zip(own, torch.split(whole, sizes), strict=True):
-            weight.ready = weight.unpack(part.view(weight.shape))
     try:
+        if own:
+            whole = shared_buffer((sum(sizes),), dtype, own[0].parts[0].packed.device)
+            for weight, part in zip(own, torch.split(whole, sizes), strict=True):
+                weight.ready = weight.unpack(part.view(weight.shape))
         yield
     finally:
-        for weight in own:
-            weight.ready = None
+        for weight, ready in zip(own, earlier, strict=True):
+            weight.ready = ready
 
 
 def _multiply(left: Tensor, right: Tensor, into: Tensor | None) -> Tensor:
