@@ -11,9 +11,9 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "all_figures.py"
 QUEUE = """
 - {name: first, cards: 0, seconds: 20, run: "python -c 'print(1)'"}
 - {name: both, cards: 2, after: [first], seconds: 20, run: "python -c 'import os; print(os.environ[name])'"}
-- {name: left, part: 0.5, seconds: 40, run: "python MEET left right whole"}
-- {name: right, part: 0.5, seconds: 40, run: "python MEET right whole left"}
-- {name: whole, seconds: 40, run: "python MEET whole left right"}
+- {name: left, part: 0.5, after: [both], seconds: 40, run: "python MEET left right whole"}
+- {name: right, part: 0.5, after: [both], seconds: 40, run: "python MEET right whole left"}
+- {name: whole, after: [both], seconds: 40, run: "python MEET whole left right"}
 - {name: late, seconds: 0.5, run: "python -c 'import time; time.sleep(60)'"}
 - {name: never, after: [late], seconds: 20, run: "python -c 'print(2)'"}
 """

@@ -75,6 +75,7 @@ def run_fintune(job: Job, recorder: Recorder) -> None:
         targets=job.targets,
         tokens_at_once=setting.tokens_at_once or min(setting.at_once, job.rows) * job.length,
         memory=setting.memory,
+        whole_layers=setting.whole_layers,
         max_grad_norm=1.0 if job.workload == "phrasebank" else 0.0,  # as TRL clips, and the dense loop does not
     )
     draw = samples_of(job, ready.base.model.config.vocab_size)
@@ -99,6 +100,7 @@ def fintune_step(
     targets: tuple[str, ...] = (),
     tokens_at_once: int = 8192,
     memory: Memory = "ready",
+    whole_layers: int = 0,
     max_grad_norm: float = 0.0,
     graphs: bool = True,
 ) -> Prepared:
@@ -113,6 +115,7 @@ def fintune_step(
         tokens_at_once: packing budget.
         memory: hold unpacked weights and keep activations, keep these alone, recompute them, or also offload layers'
             inputs.
+        whole_layers: so many layers, the last ones, keep everything all the same.
         max_grad_norm: clip; 0 switches it off.
         graphs: record passes as CUDA graphs where they can be.
     """
@@ -122,7 +125,7 @@ def fintune_step(
     adapter_model = attach_adapter(base, adapted, seed=SEED)
     backend = choose_backend("auto", device, adapter_model.config)
     model = EdgeModel(adapter_model, backend, base.dtype)
-    model.memory = memory
+    model.memory, model.whole_layers = memory, whole_layers
     model.model.train()
     trained = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)

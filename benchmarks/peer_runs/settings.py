@@ -28,6 +28,7 @@ class Setting:
         packed: TRL packs samples to 2,048 tokens a row.
         tokens_at_once: fintune's packing budget; None takes what a dense workload computes at once.
         adapter: lora, or none for all weights.
+        whole_layers: so many of fintune's layers keep everything, whatever ``memory`` says.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Setting:
     packed: bool = False
     tokens_at_once: int | None = None
     adapter: str = "lora"
+    whole_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ DENSE = (
     Setting("fintune-nf4-keep", "fintune", "nf4", 4, "keep"),
     Setting("fintune-nf4-recompute", "fintune", "nf4", 4, "recompute"),
     Setting("fintune-nf4-offload", "fintune", "nf4", 4, "offload"),
+    Setting("fintune-nf4-offload-1", "fintune", "nf4", 4, "offload", whole_layers=1),
     Setting("fintune-bf16", "fintune", "none", 4, "ready"),
     Setting("fintune-bf16-recompute", "fintune", "none", 4, "recompute"),
     Setting("fintune-bf16-offload", "fintune", "none", 4, "offload"),

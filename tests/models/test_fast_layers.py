@@ -87,9 +87,9 @@ def tree_batch(prompts=2):
     return batch
 
 
-def loss_and_gradients(model, *, fast, memory="keep", dtype=torch.float32):
+def loss_and_gradients(model, *, fast, memory="keep", whole_layers=0, dtype=torch.float32):
     edge_model = EdgeModel(model, "sdpa", dtype, fast=fast)
-    edge_model.memory = memory
+    edge_model.memory, edge_model.whole_layers = memory, whole_layers
     model.zero_grad()
     loss = edge_model.loss_sum(tree_batch().to(edge_model.device))
     loss.backward()
@@ -129,6 +129,19 @@ def test_fast_equals_plain(family, targets, training):
     model = with_adapter(random_base(family), targets).train(training)
     assert_fast_equals_plain(model)
     assert_fast_equals_plain(model, memory="recompute")
+
+
+@pytest.mark.parametrize("memory", ["recompute", "offload"])
+def test_the_last_layers_keep_everything_where_there_is_room(model, monkeypatch, memory):
+    kept, layer = [], fast_layers.decoder_layer
+
+    def noted(h, own, given, attend):
+        kept.append(given.keep_mlp)
+        return layer(h, own, given, attend)
+
+    monkeypatch.setattr(fast_layers, "decoder_layer", noted)
+    assert_fast_equals_plain(model, memory=memory, whole_layers=1)
+    assert kept == [False] * (len(kept) - 1) + [True] and len(kept) > 1
 
 
 def count_runs(monkeypatch):

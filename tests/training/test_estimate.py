@@ -21,8 +21,16 @@ from fintune.models.tiny import tiny_config
 from fintune.schema.errors import ModelError, RecipeError
 from fintune.schema.recipe import AdapterSection
 from fintune.training.estimate import measure_workload
-from fintune.training.fast_memory import host_bytes, kept_parts
-from fintune.training.memory import POLICIES, estimate_memory, policies_for, remedies, takes_fast_path, with_policy
+from fintune.training.fast_memory import host_bytes, kept_parts, mlp_part
+from fintune.training.memory import (
+    MARGIN,
+    POLICIES,
+    estimate_memory,
+    policies_for,
+    remedies,
+    takes_fast_path,
+    with_policy,
+)
 from fintune.training.memory_plan import MemoryPlan, trainable_parameters, weight_bytes
 from fintune.training.plain_memory import LOGIT_BYTES, saved_per_token
 from fintune.training.run import recompute_layers
@@ -289,6 +297,34 @@ def test_offloaded_tensors_lie_on_the_host(llama):
 def test_the_first_policy_that_fits_is_planned(llama, room, expected):
     found = with_policy(llama, fast(llama, "nf4"), POLICIES, None if room is None else room * GIB)
     assert found.memory == expected
+
+
+@pytest.mark.parametrize("quantization, room", [("nf4", 24), ("nf4", 12), ("none", 32), ("fp8", 20)])
+def test_room_that_is_left_lets_layers_keep_everything(llama, quantization, room):
+    policies = policies_for("cuda", quantization, recompute=False)
+    found = with_policy(llama, fast(llama, quantization), policies, room * GIB)
+    assert found.memory in ("recompute", "offload") and 0 < found.whole_layers < llama.layers
+    peaks = [estimate_memory(llama, dataclasses.replace(found, whole_layers=n)).peak for n in range(llama.layers)]
+    assert peaks == sorted(peaks)
+    assert peaks[found.whole_layers] * MARGIN <= room * GIB < peaks[found.whole_layers + 1] * MARGIN
+    card = find_card("H200")
+    plans = [dataclasses.replace(found, whole_layers=0), found, dataclasses.replace(found, memory="keep")]
+    seconds = [micro_batch_seconds(llama, own, card, own.tokens, FAST_FLOPS_PER_TOKEN) for own in plans]
+    assert seconds == sorted(seconds, reverse=True)
+    asked = with_policy(llama, fast(llama, quantization), policies_for("cuda", quantization, recompute=True), 10**15)
+    assert asked.memory == "recompute" and asked.whole_layers == 0
+
+
+def test_what_whole_layers_keep_is_what_autograd_saves():
+    plan = dataclasses.replace(tiny_plan(192, torch.bfloat16, rank=4), memory="recompute", padded=False)
+    edge_model = make("llama", plan, 3, torch.bfloat16)
+    edge_model.fast, edge_model.memory = True, "recompute"
+    counted = []
+    for edge_model.whole_layers in (0, 1, 3):
+        counted.append(kept_bytes(edge_model, 192, "tree"))
+    a_layer = 192 * mlp_part(shape_of(tiny_config("llama")), plan)
+    assert counted[1] - counted[0] == pytest.approx(a_layer, rel=0.02)
+    assert counted[2] - counted[0] == pytest.approx(3 * a_layer, rel=0.02)
 
 
 def test_policies_of_a_device():

@@ -179,9 +179,29 @@ def test_a_run_begins_with_the_first_policy_that_fits(base, tmp_path, monkeypatc
     tight = begun("tight", roomy["predicted_bytes"] - 1)
     assert tight["activations"] == "recompute" and tight["predicted_bytes"] < roomy["predicted_bytes"]
     assert begun("none", 0)["activations"] == "offload"
-    assert begun("asked", 10**12, SPARING)["activations"] == "recompute"
+    asked = begun("asked", 10**12, SPARING)
+    assert asked["activations"] == "recompute" and roomy["whole_layers"] == asked["whole_layers"] == 0
     plain = begun("plain", 10**12, "training.packing=none")
     assert plain["activations"] is None and plain["predicted_bytes"] is None
+
+
+@pytest.mark.usefixtures("all_policies")
+def test_room_that_is_left_lets_layers_keep_everything_until_memory_runs_out(base, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(memory_choice, "free_bytes", lambda device: 10**12)
+    straight = run(base, tmp_path / "straight", *SEVERAL)
+    # Not enough for both layers; for a model this small one costs more than it spares, so the margin is bent too.
+    monkeypatch.setattr(memory_choice, "free_bytes", lambda device: straight.facts["predicted_bytes"] - 1)
+    monkeypatch.setattr(memory_choice, "MARGIN", 0.5)
+    with monkeypatch.context() as patched:
+        memory = NoMemory(patched, at((2, 0, "backward")))
+        disturbed = run(base, tmp_path / "disturbed", *SEVERAL)
+    assert len(memory.failures) == 1
+    assert_same_weights(straight, disturbed)
+    assert disturbed.facts["activations"] == "recompute" and disturbed.facts["whole_layers"] == 0
+    (said,) = [message for message in caplog.messages if "ran out of memory" in message]
+    assert "by recompute instead of recompute, but for 1 layers that keep everything" in said
+    kept = {row["step"]: row.get("whole_layers", 0) for row in metrics(disturbed) if "activations" in row}
+    assert kept[1] == 1 and kept[max(kept)] == 0
 
 
 @pytest.mark.parametrize("packing, expected", [("tree", False), ("none", True)])
@@ -217,7 +237,7 @@ def test_a_resumed_run_remembers_the_budget(base, tmp_path, monkeypatch):
             NoMemory(killed, dies)
             run(base, tmp_path / "run", *SEVERAL)
         assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].manifest()["budget"] == {
-            "tokens": 250, "retries": 2, "memory": "recompute"
+            "tokens": 250, "retries": 2, "memory": "recompute", "whole_layers": 0
         }  # fmt: skip
         again = NoMemory(patched, larger_than(300))
         resumed = run(base, tmp_path / "run", *SEVERAL)

@@ -95,7 +95,7 @@ def _verdict(found: Estimate) -> Iterator[str]:
 def _policy(own: PolicyEstimate, *, chosen: bool) -> str:
     host = f", {_gib(own.host_bytes)} GiB of the host's" if own.host_bytes else ""
     speed = f", {own.distinct_tokens_per_second:,.0f} tokens/s computed" if own.distinct_tokens_per_second else ""
-    return f"with activations by {own.memory}{host}{speed}{' (chosen)' if chosen else ''}"
+    return f"with activations by {own.in_words}{host}{speed}{' (chosen)' if chosen else ''}"
 
 
 def _duration(found: Estimate) -> str:

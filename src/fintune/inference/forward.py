@@ -111,6 +111,7 @@ class EdgeModel:
         self.compute_dtype = compute_dtype
         self.fast = fast
         self.memory: Memory = "keep"
+        self.whole_layers = 0
 
     @property
     def device(self) -> torch.device:
@@ -147,7 +148,7 @@ class EdgeModel:
         call = model if model is not None else self.model
         tree = inputs.get("tree")
         layers = self.fast_layers() if tree is not None else None
-        with self.precision(), nullcontext() if layers is None else layers.active(self.memory):
+        with self.precision(), nullcontext() if layers is None else layers.active(self.memory, self.whole_layers):
             output: Tensor = call(**inputs, use_cache=False).logits
         if tree is not None and not tree.calls:
             raise ModelError(

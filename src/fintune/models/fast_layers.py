@@ -55,6 +55,7 @@ class _Call:
     layers: FastLayers
     seeds: Tensor
     memory: Memory
+    whole_layers: int
 
 
 @dataclass
@@ -76,13 +77,14 @@ class FastLayers:
     is_ready: bool = False
 
     @contextmanager
-    def active(self, memory: Memory) -> Iterator[None]:
+    def active(self, memory: Memory, whole_layers: int = 0) -> Iterator[None]:
         """Runs the layers by our kernels within the block, on fresh working copies of the adapters.
 
         Args:
             memory: ``keep`` everything for the backward pass; beyond that hold NF4 weights unpacked and fp8 weights
                 transposed too (``ready``); compute the MLP's outputs again (``recompute``); or also move what is kept
                 to the host while it is not needed (``offload``). None changes more than the rounding of a result.
+            whole_layers: so many layers, the last ones, keep everything under ``recompute`` and ``offload`` too.
         """
         if torch.is_grad_enabled():  # an evaluation between two steps takes the weights as they are
             self._hold_ready(memory == "ready")
@@ -92,7 +94,7 @@ class FastLayers:
         # An evaluation between two steps must not move the random numbers of training.
         if any(layer.dropout and module.training for layer, module in zip(self.layers, self.modules, strict=True)):
             seed.random_()
-        self.call = _Call(self, layer_seeds(seed, len(self.layers)), memory)
+        self.call = _Call(self, layer_seeds(seed, len(self.layers)), memory, whole_layers)
         try:
             yield
         finally:
@@ -138,8 +140,10 @@ class FastLayers:
             return out.flatten(2).squeeze(0)  # indexing instead would copy the gradient
 
         cos, sin = (part.squeeze(0) for part in rotation)
-        given = Pass(cos, sin, call.seeds[index], module.training, call.memory in KEEPS_ALL)
-        stays = index >= len(self.layers) - NOT_OFFLOADED
+        from_end = len(self.layers) - index
+        keep_mlp = call.memory in KEEPS_ALL or from_end <= call.whole_layers
+        given = Pass(cos, sin, call.seeds[index], module.training, keep_mlp)
+        stays = from_end <= max(NOT_OFFLOADED, call.whole_layers)
         moving = self.offload.layer(index, stays=stays) if call.memory == "offload" else nullcontext()
         with torch.autocast(hidden.device.type, enabled=False), moving:
             return decoder_layer(hidden.squeeze(0), self.layers[index], given, attend).unsqueeze(0)

@@ -167,7 +167,8 @@ class MetricsCallback(TrainerCallback):
     def _memory(self) -> dict[str, Any]:
         """The budget in use, once it is no longer the recipe's; how activations are kept, where that was chosen."""
         budget = self.trainer.budget
-        row = {} if budget.memory is None else {"activations": budget.memory}
+        row: dict[str, Any] = {} if budget.memory is None else {"activations": budget.memory}
+        row |= {"whole_layers": budget.whole_layers} if budget.whole_layers else {}
         return row | ({"memory_retries": budget.retries, "tokens_per_batch": budget.tokens} if budget.retries else {})
 
 

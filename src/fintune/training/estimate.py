@@ -37,6 +37,7 @@ from fintune.training.memory import (
 )
 from fintune.training.memory_plan import MemoryEstimate, MemoryPlan, trainable_parameters
 from fintune.training.speed import Card, find_card, flops_per_token, micro_batch_seconds
+from fintune.training.token_budget import in_words
 from fintune.trees.batch import bucket_size
 from fintune.trees.chat import ChatFormat, encode_all
 from fintune.trees.mixture import make_mixture
@@ -83,12 +84,19 @@ class PolicyEstimate:
         peak_bytes: of the device.
         host_bytes: pinned memory of the host.
         distinct_tokens_per_second: computed; None without a card.
+        whole_layers: so many layers, the last ones, keep everything all the same.
     """
 
     memory: Memory
     peak_bytes: int
     host_bytes: int
     distinct_tokens_per_second: float | None
+    whole_layers: int = 0
+
+    @property
+    def in_words(self) -> str:
+        """How activations are kept."""
+        return in_words(self.memory, self.whole_layers)
 
 
 @dataclass(frozen=True)
@@ -198,7 +206,10 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
         notes=tuple(notes),
         policy=plan.memory,
         host_bytes=host_bytes(shape, plan),
-        policies=tuple(_policy(shape, replace(plan, memory=own), workload, card) for own in policies),
+        policies=tuple(
+            _policy(shape, plan if own == plan.memory else replace(plan, memory=own, whole_layers=0), workload, card)
+            for own in policies
+        ),
         seconds=_whole(recipe, seconds, epoch),
     )
 
@@ -227,7 +238,8 @@ def _estimate_stages(recipe: Recipe, *, gpu: str | None, data: bool) -> Estimate
 def _policy(shape: ModelShape, plan: MemoryPlan, workload: Workload | None, card: Card | None) -> PolicyEstimate:
     assert plan.memory is not None
     computed = _times(shape, plan, workload, card)[2]
-    return PolicyEstimate(plan.memory, estimate_memory(shape, plan).peak, host_bytes(shape, plan), computed)
+    peak = estimate_memory(shape, plan).peak
+    return PolicyEstimate(plan.memory, peak, host_bytes(shape, plan), computed, plan.whole_layers)
 
 
 def memory_plan(

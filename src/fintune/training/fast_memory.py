@@ -35,7 +35,7 @@ _WORKSPACE_BYTES = 2 * 32 * 2**20
 
 
 def kept_parts(shape: ModelShape, plan: MemoryPlan) -> list[float]:
-    """Bytes a token of every tensor that one layer keeps for its backward pass."""
+    """Bytes a token of every tensor that one layer keeps for its backward pass, unless it keeps everything."""
     compute, hidden = plan.compute_bytes, shape.hidden
     query, key = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     parts: list[float] = [compute * hidden] * 2 + [4.0] * shape.norms  # the input of both norms; reciprocal scales
@@ -49,10 +49,15 @@ def kept_parts(shape: ModelShape, plan: MemoryPlan) -> list[float]:
         parts += [compute * query, compute * key, 4 * (shape.heads + shape.key_value_heads)]
     parts += [compute * len(members) * _padded(plan) for members in _adapted_groups(shape, plan)]
     if _keeps_all(plan):
-        parts.append(compute * 2 * shape.intermediate)
+        parts.append(mlp_part(shape, plan))
     if not plan.blockwise:
         parts += [span_bytes(shape, plan), compute * query]
     return parts
+
+
+def mlp_part(shape: ModelShape, plan: MemoryPlan) -> float:
+    """Bytes a token of the outputs of gate and up."""
+    return plan.compute_bytes * 2 * shape.intermediate
 
 
 def _keeps_all(plan: MemoryPlan) -> bool:
@@ -78,11 +83,12 @@ def _adapted_groups(shape: ModelShape, plan: MemoryPlan) -> list[list[Matrix]]:
 def _kept(shape: ModelShape, plan: MemoryPlan) -> int:
     """What all layers keep on the device, at the loss."""
     parts = [part * plan.tokens for part in kept_parts(shape, plan)]
-    whole = sum(parts)
+    a_layer, more = sum(parts), 0.0 if _keeps_all(plan) else plan.whole_layers * mlp_part(shape, plan) * plan.tokens
     if plan.memory != "offload":
-        return math.ceil(shape.layers * whole)
-    near = min(shape.layers, max(NOT_OFFLOADED, AHEAD))  # the last ones, or later those whose copies are under way
-    return math.ceil(near * whole + (shape.layers - near) * sum(part for part in parts if part < LEAST_BYTES))
+        return math.ceil(shape.layers * a_layer + more)
+    # The last ones, or later those whose copies are under way.
+    near = min(shape.layers, max(NOT_OFFLOADED, AHEAD, plan.whole_layers))
+    return math.ceil(near * a_layer + more + (shape.layers - near) * sum(part for part in parts if part < LEAST_BYTES))
 
 
 def host_bytes(shape: ModelShape, plan: MemoryPlan) -> int:
@@ -90,7 +96,8 @@ def host_bytes(shape: ModelShape, plan: MemoryPlan) -> int:
     if plan.memory != "offload" or plan.device != "cuda":
         return 0
     sizes = [math.ceil(part * plan.tokens) for part in kept_parts(shape, plan)]
-    return max(0, shape.layers - NOT_OFFLOADED) * sum(1 << (s - 1).bit_length() for s in sizes if s >= LEAST_BYTES)
+    moving = max(0, shape.layers - max(NOT_OFFLOADED, plan.whole_layers))
+    return moving * sum(1 << (s - 1).bit_length() for s in sizes if s >= LEAST_BYTES)
 
 
 def working_copies(shape: ModelShape, plan: MemoryPlan) -> int:
@@ -119,18 +126,26 @@ def _buffers(shape: ModelShape, plan: MemoryPlan) -> int:
 def _layer_backward(shape: ModelShape, plan: MemoryPlan) -> int:
     """The most that the backward pass of one layer holds beside what was kept: in its MLP or in its attention."""
     compute, tokens = plan.compute_bytes, plan.tokens
-    rows = tokens if _keeps_all(plan) or plan.dropout else min(tokens, MLP_ROWS)
-    again = 0 if _keeps_all(plan) else 2  # gate and up
-    streams = 2 + (rows < tokens) + (shape.norms > 2)  # gradients of output and input, the latter in pieces and joined
-    mlp = compute * (tokens * streams * shape.hidden + rows * (again + 2) * shape.intermediate)
+    kinds = {True} if _keeps_all(plan) else {False, plan.whole_layers > 0}
+    mlp = max(_mlp_backward(shape, plan, whole=whole) for whole in kinds)
     query, key = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     # Gradients of q, k and v apart and gathered, and the sum in fp32 that flash kernels make of the queries'.
     attention = tokens * (compute * (2 * shape.hidden + 2 * (query + 2 * key)) + 4 * query)
     if not plan.blockwise:  # gradients of the keys and values that spans gather, in the compute type and in fp32
         attention += math.ceil(tokens * span_bytes(shape, plan) * (1 + 4 / compute))
+    return max(mlp, attention)
+
+
+def _mlp_backward(shape: ModelShape, plan: MemoryPlan, *, whole: bool) -> int:
+    """The same of the MLP of a layer that keeps everything, or of one that computes gate and up again."""
+    compute, tokens = plan.compute_bytes, plan.tokens
+    rows = tokens if whole or plan.dropout else min(tokens, MLP_ROWS)
+    again = 0 if whole else 2  # gate and up
+    streams = 2 + (rows < tokens) + (shape.norms > 2)  # gradients of output and input, the latter in pieces and joined
+    mlp = compute * (tokens * streams * shape.hidden + rows * (again + 2) * shape.intermediate)
     if plan.device == "cpu":
         mlp += 4 * (tokens * _TWIN_HIDDEN * shape.hidden + rows * _TWIN_INNER * shape.intermediate)
-    return max(mlp, attention)
+    return mlp
 
 
 def _loss(shape: ModelShape, plan: MemoryPlan) -> int:

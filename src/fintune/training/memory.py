@@ -7,10 +7,11 @@ the first of the ways to keep activations that fits, and what to change where no
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fintune.models.fast_build import FAMILIES
-from fintune.models.fast_layers import Memory
+from fintune.models.fast_layers import KEEPS_ALL, Memory
 from fintune.models.shape import ModelShape
 from fintune.training.fast_memory import estimate_fast
 from fintune.training.memory_plan import MemoryEstimate, MemoryPlan
@@ -18,6 +19,8 @@ from fintune.training.plain_memory import estimate_plain
 
 # From the quickest to the one that needs least. On the CPU there is nowhere to move tensors to.
 POLICIES: tuple[Memory, ...] = ("ready", "keep", "recompute", "offload")
+# Layers keep everything only in memory that is free for sure: predictions are a few percent off.
+MARGIN = 1.05
 
 
 def takes_fast_path(shape: ModelShape, plan: MemoryPlan) -> bool:
@@ -50,12 +53,23 @@ def estimate_memory(shape: ModelShape, plan: MemoryPlan) -> MemoryEstimate:
 def with_policy(shape: ModelShape, plan: MemoryPlan, policies: tuple[Memory, ...], room: float | None) -> MemoryPlan:
     """The plan under the first policy whose peak fits into ``room`` bytes, or under the last where none does.
 
-    None for ``room`` takes the first.
+    None for ``room`` takes the first. Room that is left lets layers keep everything, where a policy is open that does.
     """
-    plans = [replace(plan, memory=memory, checkpointing=False) for memory in policies]
+    plans = [replace(plan, memory=memory, checkpointing=False, whole_layers=0) for memory in policies]
     if room is None:
         return plans[0]
-    return next((own for own in plans if estimate_memory(shape, own).peak <= room), plans[-1])
+    found = next((own for own in plans if estimate_memory(shape, own).peak <= room), plans[-1])
+    if policies[0] not in KEEPS_ALL:  # it was asked for that something is computed again
+        return found
+    return with_whole_layers(shape, found, lambda own: MARGIN * estimate_memory(shape, own).peak <= room)
+
+
+def with_whole_layers(shape: ModelShape, plan: MemoryPlan, fits: Callable[[MemoryPlan], bool]) -> MemoryPlan:
+    """The plan in which as many layers as fit keep everything, of a plan that computes something again."""
+    if plan.memory in KEEPS_ALL:
+        return plan
+    plans = (replace(plan, whole_layers=count) for count in range(shape.layers - 1, 0, -1))
+    return next(filter(fits, plans), plan)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from fintune.models.fast_layers import Memory
 from fintune.models.load import LoadedBase
 from fintune.models.shape import ModelShape, shape_of
 from fintune.schema.recipe import Packing, Recipe
-from fintune.training.memory import estimate_memory, policies_for
+from fintune.training.memory import MARGIN, estimate_memory, policies_for, with_whole_layers
 from fintune.training.memory_plan import MemoryPlan
+from fintune.training.token_budget import TokenBudget, in_words
 from fintune.trees.batch import bucket_size
 from fintune.trees.prefix_tree import TokenSample
 
@@ -31,6 +32,7 @@ class MemoryChoice:
 
     Attributes:
         memory: the way to begin with; None where transformers' layers run.
+        whole_layers: so many layers, the last ones, keep everything all the same.
         policies: the ways open to the run, best first; empty there.
         predicted_bytes: what a step is predicted to need beyond the loaded model; None where nothing was predicted.
         free_bytes: what was free; likewise.
@@ -40,6 +42,7 @@ class MemoryChoice:
     policies: tuple[Memory, ...] = ()
     predicted_bytes: int | None = None
     free_bytes: int | None = None
+    whole_layers: int = 0
 
     @property
     def has_room_for_graphs(self) -> bool:
@@ -61,8 +64,7 @@ def choose_memory(
     model: EdgeModel,
     samples: Sequence[TokenSample],
     packing: Packing,
-    tokens_per_batch: int,
-    known: Memory | None,
+    known: TokenBudget,
 ) -> MemoryChoice:
     """Chooses for a run that begins or goes on; one line in the log says what, where there was a choice.
 
@@ -72,30 +74,30 @@ def choose_memory(
         model: the model to train, adapters included.
         samples: training samples.
         packing: how they become batches.
-        tokens_per_batch: the packing budget.
-        known: how the checkpoint kept activations; taken over unseen.
+        known: the packing budget, and how the checkpoint kept activations; taken over unseen.
     """
     if packing == "none" or model.fast_layers() is None:  # rows that are padded run on the plain path
         return MemoryChoice()
     recompute = recipe.training.gradient_checkpointing
     policies = policies_for(model.device.type, base.quantization, recompute=recompute)
     free = free_bytes(model.device)
-    if known in policies:
-        return MemoryChoice(known, policies)
+    if known.memory in policies:
+        return MemoryChoice(known.memory, policies, whole_layers=known.whole_layers)
     if free is None:
         return MemoryChoice(policies[0], policies)
-    plan = _plan(recipe, base, model, samples, tokens_per_batch)
     shape = base_shape(base)
-    needed = {memory: _needed(shape, replace(plan, memory=memory)) for memory in policies}
-    memory: Memory = next((own for own in policies if needed[own] <= free), policies[-1])
+    plans = [replace(_plan(recipe, base, model, samples, known.tokens), memory=memory) for memory in policies]
+    plan = next((own for own in plans if _needed(shape, own) <= free), plans[-1])
+    if not recompute:
+        plan = with_whole_layers(shape, plan, lambda own: MARGIN * _needed(shape, own) <= free)
     log.info(
         "Activations: %s; %d tokens at once are predicted to need %.1f GiB beyond the model, and %.1f GiB are free.",
-        memory,
+        in_words(plan.memory, plan.whole_layers),
         plan.tokens,
-        needed[memory] / 2**30,
+        _needed(shape, plan) / 2**30,
         free / 2**30,
     )
-    return MemoryChoice(memory, policies, needed[memory], free)
+    return MemoryChoice(plan.memory, policies, _needed(shape, plan), free, plan.whole_layers)
 
 
 def _needed(shape: ModelShape, plan: MemoryPlan) -> int:

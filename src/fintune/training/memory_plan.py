@@ -51,6 +51,7 @@ class MemoryPlan:
         blockwise: attention over blocks of a tree on a GPU, which keeps no scores and copies no keys.
         padded: rows of plain attention instead of trees.
         memory: what our own decoder layers keep for the backward pass; None where transformers' layers run.
+        whole_layers: so many of them, the last ones, keep everything where ``memory`` computes something again.
     """
 
     tokens: int
@@ -69,6 +70,7 @@ class MemoryPlan:
     blockwise: bool
     padded: bool
     memory: Memory | None = None
+    whole_layers: int = 0
 
     def adapts(self, matrix: Matrix) -> bool:
         """Whether a layer has an adapter."""

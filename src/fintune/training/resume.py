@@ -56,7 +56,8 @@ class ResumePoint:
         if self.change:
             return TokenBudget(tokens_per_batch, retries)
         tokens = self.budget.get("tokens", tokens_per_batch)
-        return TokenBudget(min(tokens, tokens_per_batch), retries, self.budget.get("memory"))
+        kept = self.budget.get("memory"), self.budget.get("whole_layers", 0)
+        return TokenBudget(min(tokens, tokens_per_batch), retries, *kept)
 
 
 def find_resume_point(run: RunDirectory, fingerprint: dict[str, Any], numerics: dict[str, str]) -> ResumePoint:

@@ -129,10 +129,10 @@ def train_model(
     sharing = _sharing(recipe, base, model, ranks)
     if training.sampler == "by_document":
         log.warning("training.sampler=by_document: steps draw whole groups, which is not random sampling.")
-    choice = choose_memory(recipe, base, model, samples, packing, budget.tokens, budget.memory)
-    budget.memory = choice.memory
+    choice = choose_memory(recipe, base, model, samples, packing, budget)
+    budget.memory, budget.whole_layers = choice.memory, choice.whole_layers
     if choice.memory is not None:
-        model.memory = choice.memory
+        model.memory, model.whole_layers = choice.memory, choice.whole_layers
     elif training.gradient_checkpointing:
         recompute_layers(model.model)
     metrics = MetricsCallback(
@@ -237,6 +237,7 @@ def train_model(
         memory_retries=budget.retries,
         tokens_per_batch=budget.tokens,
         activations=budget.memory,
+        whole_layers=budget.whole_layers,
         predicted_bytes=choice.predicted_bytes,
         free_bytes=choice.free_bytes,
         by_task=meter.totals() if meter else {},

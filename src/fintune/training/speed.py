@@ -6,7 +6,7 @@ Enters: ``ModelShape``, ``MemoryPlan`` and a ``Card``. Leaves: seconds of a micr
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fintune.models.fast_layers import KEEPS_ALL, Memory
 from fintune.models.shape import ModelShape
@@ -143,6 +143,11 @@ def efficiency(plan: MemoryPlan) -> float:
 
 def micro_batch_seconds(shape: ModelShape, plan: MemoryPlan, card: Card, tokens: float, flops: float) -> float:
     """Seconds of forward and backward over ``tokens`` tokens of ``flops`` operations each."""
+    if plan.whole_layers:  # so many layers are as quick as if all kept everything
+        kept, again = replace(plan, memory="keep", whole_layers=0), replace(plan, whole_layers=0)
+        share = plan.whole_layers / shape.layers
+        times = [micro_batch_seconds(shape, own, card, tokens, flops) for own in (kept, again)]
+        return share * times[0] + (1 - share) * times[1]
     rate = card.bf16_tflops * 1e12 * efficiency(plan)
     if plan.compute_bytes == 4:
         rate /= 8  # fp32 without tensor cores; cards differ between 5 and 16 times

@@ -31,14 +31,20 @@ class TokenBudget:
         tokens: the packing budget in use.
         retries: steps that were repeated with less memory, each time counted.
         memory: how our own layers keep activations; None where transformers' run.
+        whole_layers: so many of them, the last ones, keep everything all the same.
     """
 
     tokens: int
     retries: int = 0
     memory: Memory | None = None
+    whole_layers: int = 0
 
     def keep_less(self, policies: Sequence[Memory]) -> bool:
-        """Goes on to the next of ``policies``; False where there is none."""
+        """Has no layer keep everything any more, or goes on to the next of ``policies``; False where there is none."""
+        if self.whole_layers:
+            self.whole_layers = 0
+            self.retries += 1
+            return True
         if self.memory not in policies or self.memory == policies[-1]:
             return False
         self.memory = policies[policies.index(self.memory) + 1]
@@ -52,6 +58,11 @@ class TokenBudget:
         while self.tokens >= size > 1:  # a budget that gives the same batch again would only fail again
             self.tokens = max(1, self.tokens // 2)
         self.retries += 1
+
+
+def in_words(memory: Memory | None, whole_layers: int) -> str:
+    """How activations are kept."""
+    return f"{memory}, but for {whole_layers} layers that keep everything" if whole_layers else str(memory)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -36,6 +36,7 @@ class TrainedRun:
         memory_retries: how often a step was repeated in smaller batches because memory had run out.
         tokens_per_batch: the packing budget in use at the end.
         activations: how they were kept at the end: keep, recompute or offload; None where transformers' layers ran.
+        whole_layers: so many layers, the last ones, kept everything all the same.
         predicted_bytes: what a step was predicted to need beyond the loaded model, None where nothing was predicted.
         free_bytes: what was free when training began, likewise.
         by_task: mean loss, supervised weight, tokens and samples of each task; empty with one task, whose figures are
@@ -63,6 +64,7 @@ class TrainedRun:
     memory_retries: int
     tokens_per_batch: int
     activations: str | None
+    whole_layers: int
     predicted_bytes: int | None
     free_bytes: int | None
     by_task: dict[str, dict[str, float | None]]
@@ -82,6 +84,7 @@ def training_facts(trained: TrainedRun) -> dict[str, Any]:
         "memory_retries": trained.memory_retries,
         "tokens_per_batch": trained.tokens_per_batch,
         "activations": trained.activations,
+        "whole_layers": trained.whole_layers,
         "predicted_bytes": trained.predicted_bytes,
         "free_bytes": trained.free_bytes,
         "best_step": trained.best_step,

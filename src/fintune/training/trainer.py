@@ -37,6 +37,7 @@ from fintune.training.steps import StepDataset
 from fintune.training.token_budget import (
     RandomState,
     TokenBudget,
+    in_words,
     is_out_of_memory,
     release_memory,
     require_divisible,
@@ -252,16 +253,16 @@ class TreeTrainer(KeptTrainer):
         model.zero_grad(set_to_none=True)
         self._is_graphed = self._recorded = None  # graphs hold memory, and compute as they were recorded
         release_memory()
-        before = self.budget.memory
+        before = in_words(self.budget.memory, self.budget.whole_layers)
         if not self.budget.keep_less(self.policies):
             return self._in_smaller_batches(step, failed)
         assert self.budget.memory is not None
-        self.edge_model.memory = self.budget.memory
+        self.edge_model.memory, self.edge_model.whole_layers = self.budget.memory, self.budget.whole_layers
         log.warning(
             "Step %d ran out of memory: from here on activations are kept by %s instead of %s, which takes longer and "
             "changes neither the effective batch nor the result.",
             step.number + 1,
-            self.budget.memory,
+            in_words(self.budget.memory, self.budget.whole_layers),
             before,
         )
         return step
