@@ -26,7 +26,7 @@ def test_every_configuration_is_a_row_and_both_libraries_start_from_the_same_los
     file = tmp_path / "dense.json"
     names = ["fintune-bf16", "trl-bf16", "unsloth-nf4"]
     done = run("dense", *TINY, "--rows", 2, "--length", 16, "--work-dir", tmp_path, "--json", file, "--only", *names)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == (importlib.util.find_spec("unsloth") is None), done.stderr
     rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
     assert list(rows) == names
     ours, theirs = rows["fintune-bf16"], rows["trl-bf16"]
@@ -62,7 +62,7 @@ def test_a_time_limit_ends_a_configuration_and_not_the_run(tmp_path):
     file = tmp_path / "dense.json"
     options = [*TINY, "--work-dir", tmp_path, "--json", file, "--timeout", "0.05", "--only", "fintune-bf16", "trl-bf16"]
     done = run("dense", *options)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (1, "Not measured: fintune-bf16, trl-bf16.\n")
     assert [row["error"] for row in json.loads(file.read_text())["rows"]] == ["stopped after 0.05 s"] * 2
 
 
