@@ -104,8 +104,8 @@ def measured(arguments: argparse.Namespace) -> Iterator[Row]:
                 estimates = predicted(folder, quantization, arguments.tokens, length, device)
                 chosen = [policy for policy in arguments.policies if policy in estimates]
                 for memory in chosen if length == middle else chosen[:1]:
+                    peak_bytes, speed, ready.model.whole_layers = estimates[memory]
                     peak, allocated, rate = measure(ready, memory, length, arguments, SHAPES[shape].vocabulary)
-                    peak_bytes, speed = estimates[memory]
                     yield Row(
                         shape,
                         quantization,
@@ -126,8 +126,8 @@ def measured(arguments: argparse.Namespace) -> Iterator[Row]:
 
 def predicted(
     folder: Path, quantization: str, tokens: int, length: int, device: torch.device
-) -> dict[str, tuple[int, float | None]]:
-    """Peak bytes and tokens a second of each way to keep activations, from the configuration alone."""
+) -> dict[str, tuple[int, float | None, int]]:
+    """Peak bytes, tokens a second and whole layers of each way to keep activations, from the configuration alone."""
     recipe = Recipe.model_validate(
         {
             "name": "planned",
@@ -139,7 +139,7 @@ def predicted(
     )
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     estimate = estimate_recipe(recipe, gpu=gpu, data=False)
-    return {own.memory: (own.peak_bytes, own.distinct_tokens_per_second) for own in estimate.policies}
+    return {own.memory: (own.peak_bytes, own.distinct_tokens_per_second, own.whole_layers) for own in estimate.policies}
 
 
 def measure(

@@ -26,8 +26,8 @@ def test_every_configuration_is_a_row_and_both_libraries_start_from_the_same_los
     file = tmp_path / "dense.json"
     names = ["fintune-bf16", "trl-bf16", "unsloth-nf4"]
     done = run("dense", *TINY, "--rows", 2, "--length", 16, "--work-dir", tmp_path, "--json", file, "--only", *names)
-    assert done.returncode == (importlib.util.find_spec("unsloth") is None), done.stderr
     rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
+    assert done.returncode == any("error" in row for row in rows.values()), done.stderr
     assert list(rows) == names
     ours, theirs = rows["fintune-bf16"], rows["trl-bf16"]
     for row in (ours, theirs):

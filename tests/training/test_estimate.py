@@ -25,6 +25,7 @@ from fintune.training.fast_memory import host_bytes, kept_parts, mlp_part
 from fintune.training.memory import (
     MARGIN,
     POLICIES,
+    SPARE_BYTES,
     estimate_memory,
     policies_for,
     remedies,
@@ -38,6 +39,7 @@ from fintune.training.speed import (
     CARDS,
     FAST_FLOPS_PER_TOKEN,
     FAST_SPEEDS,
+    LAUNCH_SECONDS_PER_LAYER,
     find_card,
     flops_per_token,
     micro_batch_seconds,
@@ -304,13 +306,17 @@ def test_room_that_is_left_lets_layers_keep_everything(llama, quantization, room
     policies = policies_for("cuda", quantization, recompute=False)
     found = with_policy(llama, fast(llama, quantization), policies, room * GIB)
     assert found.memory in ("recompute", "offload") and 0 < found.whole_layers < llama.layers
-    peaks = [estimate_memory(llama, dataclasses.replace(found, whole_layers=n)).peak for n in range(llama.layers)]
-    assert peaks == sorted(peaks)
-    assert peaks[found.whole_layers] * MARGIN <= room * GIB < peaks[found.whole_layers + 1] * MARGIN
+    each = [estimate_memory(llama, dataclasses.replace(found, whole_layers=n)) for n in range(llama.layers)]
+    needed, loaded = [own.beyond_weights for own in each], each[0].peak - each[0].beyond_weights
+    assert needed == sorted(needed)
+    safe = [MARGIN * own + SPARE_BYTES <= room * GIB - loaded for own in needed]
+    assert safe == [True] * (found.whole_layers + 1) + [False] * (llama.layers - found.whole_layers - 1)
     card = find_card("H200")
     plans = [dataclasses.replace(found, whole_layers=0), found, dataclasses.replace(found, memory="keep")]
     seconds = [micro_batch_seconds(llama, own, card, own.tokens, FAST_FLOPS_PER_TOKEN) for own in plans]
     assert seconds == sorted(seconds, reverse=True)
+    few = micro_batch_seconds(llama, found, card, 64, FAST_FLOPS_PER_TOKEN)
+    assert few >= found.whole_layers * LAUNCH_SECONDS_PER_LAYER, "nothing is recorded"
     asked = with_policy(llama, fast(llama, quantization), policies_for("cuda", quantization, recompute=True), 10**15)
     assert asked.memory == "recompute" and asked.whole_layers == 0
 
@@ -319,6 +325,7 @@ def test_what_whole_layers_keep_is_what_autograd_saves():
     plan = dataclasses.replace(tiny_plan(192, torch.bfloat16, rank=4), memory="recompute", padded=False)
     edge_model = make("llama", plan, 3, torch.bfloat16)
     edge_model.fast, edge_model.memory = True, "recompute"
+    assert edge_model.fast_layers() is not None  # weights have moved
     counted = []
     for edge_model.whole_layers in (0, 1, 3):
         counted.append(kept_bytes(edge_model, 192, "tree"))

@@ -1,8 +1,8 @@
 """Moves what layers keep for the backward pass to the host, and back before it is needed, beside the computation.
 
 Enters: layers run one after the other inside ``Offload.layer``. Leaves: the same gradients; on the device lie only the
-kept tensors of the layers under way. Whole storages move, so tensors that share memory move once. Elsewhere than on
-CUDA nothing moves.
+kept tensors of the layers under way and of those that stay, the last ones. Whole storages move, so tensors that share
+memory move once. Elsewhere than on CUDA nothing moves.
 """
 
 from __future__ import annotations
@@ -49,10 +49,30 @@ class _View:
 
 @dataclass(frozen=True)
 class _Stays:
-    """A tensor that does not move, of a layer whose backward pass comes first."""
+    """A tensor that does not move, of one of the layers whose backward passes come first.
+
+    Attributes:
+        tensor: itself.
+        layer: number of its layer.
+        version: autograd's, of the tensor as it was kept: behind hooks autograd does not compare it.
+    """
 
     tensor: Tensor
     layer: int
+    version: int
+
+    def take(self) -> Tensor:
+        """The tensor.
+
+        Raises:
+            RuntimeError: a backward pass has been here already and has written over it.
+        """
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                "A layer's kept values have been written over: a second backward pass over one forward pass is not "
+                "possible here."
+            )
+        return self.tensor
 
 
 @dataclass(eq=False)
@@ -80,9 +100,12 @@ class Offload:
         if index == 0:
             self.layers.clear()
         self._release(index - AHEAD)
-        pack = _Stays if stays else self._pack
+        pack = self._stay if stays else self._pack
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: pack(tensor, index), self._unpack):
             yield
+
+    def _stay(self, tensor: Tensor, layer: int) -> _Stays:
+        return _Stays(tensor, layer, tensor._version)
 
     def _pack(self, tensor: Tensor, layer: int) -> Any:
         storage = tensor.untyped_storage()
@@ -111,7 +134,7 @@ class Offload:
     def _unpack(self, packed: Any) -> Tensor:
         if isinstance(packed, _Stays):
             self._fetch(packed.layer - 1)
-            return packed.tensor
+            return packed.take()
         if not isinstance(packed, _View):
             tensor: Tensor = packed
             return tensor

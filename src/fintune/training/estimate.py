@@ -120,6 +120,7 @@ class Estimate:
         workload: what the data are like; None where they were not looked at.
         notes: what was assumed.
         policy: how activations are kept for the backward pass, as the run would choose; None on the plain path.
+        whole_layers: so many layers, the last ones, keep everything all the same.
         host_bytes: pinned memory of the host under it.
         policies: each way open to the run, best first; empty on the plain path.
         seconds: of all epochs, without loading and evaluation; None where the time of an epoch is not known.
@@ -143,6 +144,7 @@ class Estimate:
     workload: Workload | None
     notes: tuple[str, ...]
     policy: Memory | None = None
+    whole_layers: int = 0
     host_bytes: int = 0
     policies: tuple[PolicyEstimate, ...] = ()
     seconds: float | None = None
@@ -205,6 +207,7 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
         workload=workload,
         notes=tuple(notes),
         policy=plan.memory,
+        whole_layers=plan.whole_layers,
         host_bytes=host_bytes(shape, plan),
         policies=tuple(
             _policy(shape, plan if own == plan.memory else replace(plan, memory=own, whole_layers=0), workload, card)

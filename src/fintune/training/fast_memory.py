@@ -35,7 +35,7 @@ _WORKSPACE_BYTES = 2 * 32 * 2**20
 
 
 def kept_parts(shape: ModelShape, plan: MemoryPlan) -> list[float]:
-    """Bytes a token of every tensor that one layer keeps for its backward pass, unless it keeps everything."""
+    """Bytes a token of every tensor that one layer keeps for its backward pass; ``whole_layers`` are not looked at."""
     compute, hidden = plan.compute_bytes, shape.hidden
     query, key = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     parts: list[float] = [compute * hidden] * 2 + [4.0] * shape.norms  # the input of both norms; reciprocal scales

@@ -1,13 +1,13 @@
 """How much memory a training step needs, by arithmetic: nothing is allocated and no weight is read.
 
 Enters: ``ModelShape`` and ``MemoryPlan`` (what of the recipe costs memory). Leaves: ``MemoryEstimate``, byte by byte,
-the first of the ways to keep activations that fits, and what to change where none does.
+the first of the ways to keep activations that fits, how many layers may keep everything beside it, and what to change
+where none does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fintune.models.fast_build import FAMILIES
@@ -19,8 +19,9 @@ from fintune.training.plain_memory import estimate_plain
 
 # From the quickest to the one that needs least. On the CPU there is nowhere to move tensors to.
 POLICIES: tuple[Memory, ...] = ("ready", "keep", "recompute", "offload")
-# Layers keep everything only in memory that is free for sure: predictions are a few percent off.
-MARGIN = 1.05
+# Layers keep everything only in memory that is free for sure: predictions are a few percent off, and kernels that are
+# loaded later take memory that PyTorch does not know of.
+MARGIN, SPARE_BYTES = 1.05, 256 * 2**20
 
 
 def takes_fast_path(shape: ModelShape, plan: MemoryPlan) -> bool:
@@ -61,15 +62,24 @@ def with_policy(shape: ModelShape, plan: MemoryPlan, policies: tuple[Memory, ...
     found = next((own for own in plans if estimate_memory(shape, own).peak <= room), plans[-1])
     if policies[0] not in KEEPS_ALL:  # it was asked for that something is computed again
         return found
-    return with_whole_layers(shape, found, lambda own: MARGIN * estimate_memory(shape, own).peak <= room)
+    memory = estimate_memory(shape, found)
+    return with_whole_layers(shape, found, room - (memory.peak - memory.beyond_weights))
 
 
-def with_whole_layers(shape: ModelShape, plan: MemoryPlan, fits: Callable[[MemoryPlan], bool]) -> MemoryPlan:
-    """The plan in which as many layers as fit keep everything, of a plan that computes something again."""
+def with_whole_layers(shape: ModelShape, plan: MemoryPlan, free: float) -> MemoryPlan:
+    """A plan that computes something again, but for as many layers as keep everything in ``free`` bytes for sure.
+
+    What the loaded model takes is not part of ``free``.
+    """
     if plan.memory in KEEPS_ALL:
         return plan
     plans = (replace(plan, whole_layers=count) for count in range(shape.layers - 1, 0, -1))
-    return next(filter(fits, plans), plan)
+    return next((own for own in plans if is_free_for_sure(estimate_memory(shape, own).beyond_weights, free)), plan)
+
+
+def is_free_for_sure(needed: float, free: float) -> bool:
+    """Whether ``needed`` bytes fit with room to spare."""
+    return MARGIN * needed + SPARE_BYTES <= free
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How a run keeps activations: the first way whose predicted peak fits into what is free.
+"""How a run keeps activations: the first way whose predicted peak fits into what is free, and what the rest is for.
 
 Enters: a loaded model, its recipe and samples. Leaves: ``MemoryChoice``. Layers that ``transformers`` runs leave none.
 """
@@ -17,7 +17,7 @@ from fintune.models.fast_layers import Memory
 from fintune.models.load import LoadedBase
 from fintune.models.shape import ModelShape, shape_of
 from fintune.schema.recipe import Packing, Recipe
-from fintune.training.memory import MARGIN, estimate_memory, policies_for, with_whole_layers
+from fintune.training.memory import estimate_memory, policies_for, with_whole_layers
 from fintune.training.memory_plan import MemoryPlan
 from fintune.training.token_budget import TokenBudget, in_words
 from fintune.trees.batch import bucket_size
@@ -65,6 +65,7 @@ def choose_memory(
     samples: Sequence[TokenSample],
     packing: Packing,
     known: TokenBudget,
+    processes: int = 1,
 ) -> MemoryChoice:
     """Chooses for a run that begins or goes on; one line in the log says what, where there was a choice.
 
@@ -75,6 +76,7 @@ def choose_memory(
         samples: training samples.
         packing: how they become batches.
         known: the packing budget, and how the checkpoint kept activations; taken over unseen.
+        processes: of the run; several would choose other numbers of layers, and sum gradients in another order.
     """
     if packing == "none" or model.fast_layers() is None:  # rows that are padded run on the plain path
         return MemoryChoice()
@@ -88,8 +90,8 @@ def choose_memory(
     shape = base_shape(base)
     plans = [replace(_plan(recipe, base, model, samples, known.tokens), memory=memory) for memory in policies]
     plan = next((own for own in plans if _needed(shape, own) <= free), plans[-1])
-    if not recompute:
-        plan = with_whole_layers(shape, plan, lambda own: MARGIN * _needed(shape, own) <= free)
+    if not recompute and processes == 1:
+        plan = with_whole_layers(shape, plan, free)
     log.info(
         "Activations: %s; %d tokens at once are predicted to need %.1f GiB beyond the model, and %.1f GiB are free.",
         in_words(plan.memory, plan.whole_layers),

@@ -129,7 +129,7 @@ def train_model(
     sharing = _sharing(recipe, base, model, ranks)
     if training.sampler == "by_document":
         log.warning("training.sampler=by_document: steps draw whole groups, which is not random sampling.")
-    choice = choose_memory(recipe, base, model, samples, packing, budget)
+    choice = choose_memory(recipe, base, model, samples, packing, budget, ranks.world)
     budget.memory, budget.whole_layers = choice.memory, choice.whole_layers
     if choice.memory is not None:
         model.memory, model.whole_layers = choice.memory, choice.whole_layers

@@ -143,8 +143,8 @@ def efficiency(plan: MemoryPlan) -> float:
 
 def micro_batch_seconds(shape: ModelShape, plan: MemoryPlan, card: Card, tokens: float, flops: float) -> float:
     """Seconds of forward and backward over ``tokens`` tokens of ``flops`` operations each."""
-    if plan.whole_layers:  # so many layers are as quick as if all kept everything
-        kept, again = replace(plan, memory="keep", whole_layers=0), replace(plan, whole_layers=0)
+    if plan.whole_layers:  # so many layers are as quick as if all kept everything, but nothing is recorded
+        kept, again = replace(plan, memory="keep", whole_layers=0, blockwise=False), replace(plan, whole_layers=0)
         share = plan.whole_layers / shape.layers
         times = [micro_batch_seconds(shape, own, card, tokens, flops) for own in (kept, again)]
         return share * times[0] + (1 - share) * times[1]

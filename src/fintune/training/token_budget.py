@@ -62,7 +62,8 @@ class TokenBudget:
 
 def in_words(memory: Memory | None, whole_layers: int) -> str:
     """How activations are kept."""
-    return f"{memory}, but for {whole_layers} layers that keep everything" if whole_layers else str(memory)
+    more = "the last layer, which keeps" if whole_layers == 1 else f"the last {whole_layers} layers, which keep"
+    return f"{memory}, but for {more} everything" if whole_layers else str(memory)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
