@@ -31,9 +31,6 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--rates", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[17])
-    parser.add_argument(
-        "--search", nargs="*", default=[], help="changes for the search, such as data.validation_limit=200"
-    )
     parser.add_argument("--set", nargs="*", default=[], help="changes for every run, such as training.max_steps=2")
     parser.add_argument("--output-dir", type=Path, required=True)
     arguments = parser.parse_args()
@@ -41,7 +38,7 @@ def main() -> None:
     place.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     rates = arguments.rates if len(arguments.rates) > 1 else []  # one needs no search
-    tried = {f"rate-{rate}": [*SEARCH, f"training.learning_rate={rate}", *arguments.search] for rate in rates}
+    tried = {f"rate-{rate}": [*SEARCH, f"training.learning_rate={rate}"] for rate in rates}
     run_all(arguments.recipe, tried, place, arguments.set)
     losses = {rate: validation_losses(place / f"rate-{rate}") for rate in rates}
     if rates:

@@ -88,7 +88,8 @@ def choose_memory(
     if free is None:
         return MemoryChoice(policies[0], policies)
     shape = base_shape(base)
-    plans = [replace(_plan(recipe, base, model, samples, known.tokens), memory=memory) for memory in policies]
+    plan = _plan(recipe, base, model, samples, known.tokens)
+    plans = [replace(plan, memory=memory) for memory in policies]
     plan = next((own for own in plans if _needed(shape, own) <= free), plans[-1])
     if not recompute and processes == 1:
         plan = with_whole_layers(shape, plan, free)

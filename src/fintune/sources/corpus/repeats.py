@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +135,7 @@ class Repeats:
         files = [self._folder / f"band-{band:03d}.npy" for band in range(n_bands)]
         for band, file in enumerate(files):
             if not file.is_file():
-                write_array(file, shared_runs(lambda band=band: self._columns("bands", band)))  # type: ignore[misc]  # mypy infers no default of a lambda
+                write_array(file, shared_runs(partial(self._columns, "bands", band)))
         return files
 
     def _columns(self, kind: str, band: int | None = None) -> Iterator[tuple[int, Hashes]]:
@@ -168,11 +169,11 @@ class Repeats:
         parts = [pairs_within(read_array(path, mapped=True), start, stop) for path in bands]
         return [] if not parts else list(map(tuple, np.unique(np.concatenate(parts), axis=0).tolist()))
 
-    def _open(self, name: str, kind: type, mode: str = "r") -> npt.NDArray[np.int64]:
+    def _open(self, name: str, kind: type[np.generic], mode: Literal["r", "r+"] = "r") -> npt.NDArray[Any]:
         path = self._folder / name
         if not path.stat().st_size:
             return np.zeros(0, kind)
-        return np.memmap(path, kind, mode=mode)  # type: ignore[call-overload,no-any-return]  # NumPy wants literals
+        return np.memmap(path, kind, mode=mode)
 
     def _note(self, pieces: int) -> None:
         """Says that so many pieces are settled, once the files that hold it are on disk."""
