@@ -2,8 +2,9 @@
 
 The queue is ``all_figures.yaml``: each entry a command, the cards it takes and the seconds it may. Entries start in
 order as cards come free, each with its own log and JSON; one that wants several cards waits for them, and nothing
-overtakes it. What is not timed takes a part of a card, beside others. Entries that have ended well are left out when
-the same command is started again.
+overtakes it. What is not timed takes a part of a card, beside others; entries that take turns at being measured share a
+card with their like, so that one loads while another is timed. Entries that have ended well are left out when the same
+command is started again.
 
     python benchmarks/all_figures.py --data DATA --tokenizer FOLDER --output-dir runs/figures --cards 0 1 2 3
     python benchmarks/all_figures.py --list
@@ -40,6 +41,7 @@ class Entry:
         seconds: after which it is stopped.
         cards: how many it takes, none for work of the host alone.
         part: how much of each: 1 where a time is taken, less where several entries may run side by side.
+        turns: its processes wait for one another before they use the card (``fintune.bench.measuring.own_turn``).
         after: entries that must have ended well before, where they were asked for too.
     """
 
@@ -48,6 +50,7 @@ class Entry:
     seconds: float
     cards: int = 1
     part: float = 1.0
+    turns: bool = False
     after: tuple[str, ...] = ()
 
     def command(self, places: dict[str, str]) -> list[str]:
@@ -103,6 +106,8 @@ def ended_well(ledger: Path) -> set[str]:
 def start(entry: Entry, cards: tuple[str, ...], places: dict[str, str]) -> Running:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(cards), "FINTUNE_TEST_GPUS": ",".join(cards)}
     environment |= {"FINTUNE_DATA_DIR": places["data"]} if places["data"] else {}
+    if entry.turns:
+        environment["FINTUNE_BENCH_TURN"] = str(Path(places["out"], f"turn-{'-'.join(cards)}.lock").absolute())
     with Path(places["out"], f"{entry.name}.log").open("wb") as log:
         process = subprocess.Popen(
             entry.command(places), stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -134,7 +139,7 @@ def measure(entries: Sequence[Entry], cards: Sequence[str], places: dict[str, st
                     free[card] += one.entry.part
             waiting = [entry for entry in waiting if not _hopeless(entry, asked, good, waiting, running)]
             ready = next((entry for entry in waiting if set(entry.after) & asked <= good), None)
-            taken = None if ready is None else _cards_for(ready, free)
+            taken = None if ready is None else _cards_for(ready, free, running)
             if ready is not None and taken is not None:
                 for card in taken:
                     free[card] -= ready.part
@@ -148,9 +153,11 @@ def measure(entries: Sequence[Entry], cards: Sequence[str], places: dict[str, st
     return asked <= good
 
 
-def _cards_for(entry: Entry, free: dict[str, float]) -> tuple[str, ...] | None:
+def _cards_for(entry: Entry, free: dict[str, float], running: Sequence[Running]) -> tuple[str, ...] | None:
     """The cards it gets, None if it must wait: the fullest, so that others stay empty for what needs one alone."""
-    fit = sorted((card for card, left in free.items() if left > entry.part - EPSILON), key=lambda card: free[card])
+    unlike = {card for one in running if one.entry.turns != entry.turns for card in one.cards}
+    room = [card for card, left in free.items() if left > entry.part - EPSILON and card not in unlike]
+    fit = sorted(room, key=lambda card: free[card])
     chosen = set(fit[: entry.cards])
     return tuple(card for card in free if card in chosen) if len(chosen) == entry.cards else None
 

@@ -36,6 +36,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -252,9 +253,18 @@ class Bench:
     def speed(self, group: list[Job], gpu: str | None) -> None:
         """Starts a group one after the other, then lets their windows take turns."""
         running: list[tuple[Job, Process, Row, list[Row]]] = []
-        for job in group:
-            process = self._start(job, gpu)
-            facts = process.ask("prepare", self.given.timeout)
+        # With one number of rows nothing is chosen by speed, so that all may load and compile at once. Processes end
+        # with the thread that started them, so that is this one.
+        at_once = len(group) if len(self.given.rows) == 1 else 1
+        with ThreadPoolExecutor(at_once) as pool:
+            asked = []
+            for job in group:
+                process = self._start(job, gpu)
+                asked.append((job, process, pool.submit(process.ask, "prepare", self.given.timeout)))
+                if at_once == 1:
+                    asked[-1][2].result()
+        for job, process, answer in asked:
+            facts = answer.result()
             if "error" in facts:
                 self._keep(speed_row(job, gpu, facts, []), job)
             else:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,12 +192,16 @@ def run_job(file: Path) -> None:
         import unsloth  # noqa: F401  # before transformers, which it changes
     from peer_runs.recording import Recorder
 
-    recorder = Recorder(job, Path(job.folder) / "result.json")
-    try:
-        run_peer(job)(job, recorder)
-    except Exception as error:
-        recorder.fail(error)
-        raise
+    from fintune.bench.measuring import own_turn
+
+    asked = time.time()
+    with own_turn():
+        recorder = Recorder(replace(job, started=job.started + time.time() - asked), Path(job.folder) / "result.json")
+        try:
+            run_peer(job)(job, recorder)
+        except Exception as error:
+            recorder.fail(error)
+            raise
 
 
 def run_peer(job: Job) -> Callable[[Job, Recorder], None]:

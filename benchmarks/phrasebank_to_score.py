@@ -142,7 +142,10 @@ def run(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
     if done.returncode:
         return {"error": last_words(folder / "log")}
     found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return {**found, **score(job)}
+    from fintune.bench.measuring import own_turn
+
+    with own_turn():
+        return {**found, **score(job)}
 
 
 def score(job: Job) -> dict[str, Any]:
@@ -176,10 +179,13 @@ def run_job(job: Job) -> None:
         "trl": train_sft,
         "unsloth": train_sft,
     }[job.peer]
+    from fintune.bench.measuring import own_turn
+
     found: dict[str, Any] = {}
     for name in ("cold", "warm"):
         shutil.rmtree(Path(job.folder) / "adapter", ignore_errors=True)
-        seconds, steps = train(job, name)
+        with own_turn():
+            seconds, steps = train(job, name)
         found |= {f"{name}_s": round(seconds, 2), "steps": steps}
         (Path(job.folder) / "result.json").write_text(json.dumps(found), encoding="utf-8")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from fintune.bench.measuring import TURN
 from peer_runs.settings import Job
 
 GIB = 2**30
@@ -96,11 +97,13 @@ class Recorder:
     def _memory(self) -> dict[str, float]:
         if not self._on_gpu:
             return {}
-        return {
+        own = {
             "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 3),
             "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 3),
-            "peak_device_gib": round(device_peak_bytes(on_gpu=True) / GIB, 3),
         }
+        if TURN in os.environ:  # the contexts of those that wait lie on the device too
+            return own
+        return {**own, "peak_device_gib": round(device_peak_bytes(on_gpu=True) / GIB, 3)}
 
     def _synchronize(self) -> None:
         if self._on_gpu:

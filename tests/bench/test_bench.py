@@ -20,6 +20,7 @@ from tests.bench.waits import wait_long
 from typer.testing import CliRunner
 
 from fintune.bench import ablation, sizes
+from fintune.bench.measuring import TURN, own_turn
 from fintune.bench.models import Asked, model_rows
 from fintune.bench.processes import Finished, call_apart
 from fintune.bench.reading import read_model
@@ -111,6 +112,25 @@ def test_devices_are_numbered_among_those_that_are_visible(monkeypatch):
     for inherited in (None, "4,5"):
         with pytest.raises(RecipeError, match="no CUDA device 2 among the 2"):
             ablation.visible_cards(["2"], inherited)
+
+
+def test_a_card_named_twice_is_measured_on_in_turns(tmp_path, monkeypatch):
+    bench = of_two_variants(tmp_path / "bench", cards=("4", "4", "GPU-1b"))
+    shared, alone = bench._variables("4"), bench._variables("GPU-1b")
+    assert alone == {"CUDA_VISIBLE_DEVICES": "GPU-1b"} and shared.keys() == {"CUDA_VISIBLE_DEVICES", TURN}
+    monkeypatch.setenv(TURN, shared[TURN])
+    began = threading.Event()
+
+    def measure():
+        with own_turn():
+            began.set()
+
+    other = threading.Thread(target=measure)
+    with own_turn():
+        other.start()
+        assert not began.wait(0.3)
+    assert began.wait(10)
+    other.join()
 
 
 def of_two_variants(place, **options):

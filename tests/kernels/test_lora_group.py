@@ -82,18 +82,6 @@ def test_without_adapters_only_the_frozen_products_are_left(kind):
     assert torch.equal(group.input_gradient(dy, None, SEED, 0.1), group.weight.input_gradient(dy))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_products_are_added_where_asked(kind):
-    group = group_of((3, 0, 4), kind, torch.float32)
-    x, dy = torch.randn(TOKENS, INPUTS), torch.randn(TOKENS, sum(SIZES))
-    there, back = torch.randn(TOKENS, sum(SIZES)), torch.randn(TOKENS, INPUTS)
-    total = group.base(x, into=there.clone())
-    torch.testing.assert_close(total, there + group.base(x))
-    d_small = group.d_small(dy)
-    total = group.input_gradient(dy, d_small, SEED, 0.0, into=back.clone())
-    torch.testing.assert_close(total, back + group.input_gradient(dy, d_small, SEED, 0.0), rtol=1e-5, atol=1e-5)
-
-
 def test_an_input_rounded_before_is_not_rounded_again():
     group = group_of((3, 0, 4), "fp8", torch.float32)
     assert isinstance(group.weight, Fp8Weight)

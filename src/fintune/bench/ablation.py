@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.bench.jobs import Job, chosen_variants, estimated_seconds, jobs_of_round
-from fintune.bench.measuring import Clock
+from fintune.bench.measuring import TURN, Clock
 from fintune.bench.optimisations import FAMILIES, OPTIMISATIONS, Family
 from fintune.bench.processes import call_apart
 from fintune.bench.sizes import Size, size_named
@@ -66,7 +66,8 @@ class Bench:
         folder: where everything is kept.
         size: of all runs.
         device: ``cpu`` or ``cuda``.
-        cards: CUDA devices to spread over, as ``CUDA_VISIBLE_DEVICES`` names them; empty for the first.
+        cards: CUDA devices to spread over, as ``CUDA_VISIBLE_DEVICES`` names them; empty for the first. One that stands
+            there twice has two variants at once: one loads and compiles while the other is measured.
         families: kinds of run.
         only: keys of the optimisations that are switched; empty for all.
         rounds: repeats at most.
@@ -180,9 +181,9 @@ class Bench:
                 if self.on_done is not None:
                     self.on_done(record, next(counter), total)
 
-    @staticmethod
-    def _variables(card: str) -> dict[str, str]:
-        return {"CUDA_VISIBLE_DEVICES": card} if card else {}
+    def _variables(self, card: str) -> dict[str, str]:
+        shared = {TURN: str((self.folder.path / f"turn-{card}.lock").absolute())} if self.cards.count(card) > 1 else {}
+        return {"CUDA_VISIBLE_DEVICES": card, **shared} if card else {}
 
 
 def bench_optimisations(
@@ -210,7 +211,7 @@ def bench_optimisations(
         text: file or folder with documents for the GPTs; the shipped samples when None.
         families: gpt, llm or both.
         only: keys of optimisations; all when empty.
-        cards: CUDA devices to spread the variants over, by number among those that this process sees.
+        cards: CUDA devices to spread the variants over, by number among those that this process sees; see ``Bench``.
         clock: wall, or processor on a CPU that other work shares.
         on_done: called with each finished variant's record, and how many are done of how many.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fintune.bench.blocks import IGNORED, Layout, Rows, batches
-from fintune.bench.measuring import Gauge, Measured, run_in_chunks, seconds_of, written_token_ms
+from fintune.bench.measuring import Gauge, Measured, own_turn, run_in_chunks, seconds_of, written_token_ms
 from fintune.bench.sizes import GptSize, Size
 from fintune.bench.texts import TokenStream
 from fintune.inference.forward import choose_backend
@@ -228,19 +228,16 @@ def measure_gpt(
     if "compile" in on and run.layout == "padded":
         measured.notes.append("rows are padded to the whole context, as compiled code would be compiled for each width")
 
-    def cold() -> None:
-        run.warm_up(text.train)
-        run.held_out(text.held_out)
-
-    measured.cold_s = seconds_of(cold, device)
-    run_in_chunks(
-        *(measured, device),
-        steps=size.gpt.steps,
-        chunks=size.chunks,
-        clock=size.clock,
-        step=lambda number: run.step(text.train, number),
-        loss=lambda: run.held_out(text.held_out),
-    )
-    measured.peak_bytes = gauge.peak()
-    measured.latency_ms = run.latency(size, text.held_out)
+    measured.cold_s = seconds_of(lambda: run.warm_up(text.train), device)
+    with own_turn():
+        run_in_chunks(
+            *(measured, device),
+            steps=size.gpt.steps,
+            chunks=size.chunks,
+            clock=size.clock,
+            step=lambda number: run.step(text.train, number),
+            loss=lambda: run.held_out(text.held_out),
+        )
+        measured.peak_bytes = gauge.peak()
+        measured.latency_ms = run.latency(size, text.held_out)
     return measured

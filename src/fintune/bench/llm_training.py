@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fintune.bench.measuring import Gauge, Measured, run_in_chunks, seconds_of, written_token_ms
+from fintune.bench.measuring import Gauge, Measured, own_turn, run_in_chunks, seconds_of, written_token_ms
 from fintune.bench.sizes import LlmSize, Size
 from fintune.inference.forward import EdgeModel, choose_backend
 from fintune.inference.heads import OutputHead
@@ -198,14 +198,15 @@ def measure_llm(
         measured.notes.append("our layers do not suit this model, so transformers' ran")
     if "graphs" in on and run.graphs is None:
         measured.notes.append("passes could not be recorded as graphs")
-    run_in_chunks(
-        *(measured, device),
-        steps=steps,
-        chunks=min(size.chunks, steps),
-        clock=size.clock,
-        step=run.step,
-        loss=None if held_out is None else lambda: run.held_out(held_out),
-    )
-    measured.peak_bytes = gauge.peak()
-    measured.latency_ms = run.latency(size, train[0])
+    with own_turn():
+        run_in_chunks(
+            *(measured, device),
+            steps=steps,
+            chunks=min(size.chunks, steps),
+            clock=size.clock,
+            step=run.step,
+            loss=None if held_out is None else lambda: run.held_out(held_out),
+        )
+        measured.peak_bytes = gauge.peak()
+        measured.latency_ms = run.latency(size, train[0])
     return measured

@@ -6,15 +6,19 @@ along the way, and the time of a written token.
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock
 
+TURN = "FINTUNE_BENCH_TURN"  # names the lock file of a device that several processes share
 Clock = Literal["wall", "processor"]
 
 
@@ -104,6 +108,17 @@ def wait_for(device: torch.device) -> None:
     """Returns once the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def own_turn() -> Iterator[None]:
+    """Waits until no other process on the device is measuring, where several share it; until the end none begins."""
+    place = os.environ.get(TURN)
+    if place is None:
+        yield
+        return
+    with FileLock(place):
+        yield
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, clock: Clock = "wall") -> float:

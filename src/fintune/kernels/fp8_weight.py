@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fintune.kernels.frozen_weight import shared_buffer
+from fintune.kernels.frozen_weight import SmallProduct, shared_buffer
 from fintune.kernels.triton_use import uses_triton
 from fintune.schema.errors import ModelError
 
@@ -98,23 +98,22 @@ class Fp8Weight:
         parts = (self.data, self.scale, self.transposed)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
-    def product(self, x: Tensor, into: Tensor | None = None) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         """``x W^T``, ``x`` rounded to fp8."""
-        return self.product_of(quantize_rows(x), x.dtype, into)
+        return self.product_of(quantize_rows(x), x.dtype)
 
-    def product_of(self, rows: Fp8Rows, dtype: torch.dtype, into: Tensor | None = None) -> Tensor:
+    def product_of(self, rows: Fp8Rows, dtype: torch.dtype) -> Tensor:
         """The same for an input that is rounded already."""
-        y = _multiply(rows, Fp8Rows(self.data, self.scale), dtype, self.fast_accumulation)
-        return y if into is None else into.add_(y)
+        return _multiply(rows, Fp8Rows(self.data, self.scale), dtype, self.fast_accumulation)
 
-    def input_gradient(self, dy: Tensor, into: Tensor | None = None) -> Tensor:
-        """``dy W``, ``dy`` rounded to fp8."""
+    def input_gradient(self, dy: Tensor, plus: SmallProduct | None = None) -> Tensor:
+        """``dy W + plus``, ``dy`` rounded to fp8."""
         from fintune.kernels.quantize import quantize_rows_fp8
 
         rows = quantize_rows_fp8(dy, column_scale=self.scale[:, 0])
         ones = torch.ones(self.shape[1], 1, device=self.data.device)
         dx = _multiply(rows, Fp8Rows(self._transposed(), ones), dy.dtype, self.fast_accumulation)
-        return dx if into is None else into.add_(dx)
+        return dx if plus is None else dx.addmm_(plus.left, plus.right)  # products in fp8 add to nothing
 
     def _transposed(self) -> Tensor:
         """(I, O), kept or in the shared buffer: then valid until the next weight is unpacked."""

@@ -12,13 +12,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fintune.kernels.unpack_nf4 import unpack_nf4
 from fintune.schema.errors import ModelError
+
+
+class SmallProduct(NamedTuple):
+    """A product over few columns, such as the rank of adapters.
+
+    Attributes:
+        left: (T, r).
+        right: (r, I).
+    """
+
+    left: Tensor
+    right: Tensor
 
 
 class FrozenWeight(Protocol):
@@ -32,11 +44,11 @@ class FrozenWeight(Protocol):
     def stored_bytes(self) -> int:
         """Memory of everything kept, scales and second copies included."""
 
-    def product(self, x: Tensor, into: Tensor | None = None) -> Tensor:
-        """``x W^T``: (T, I) to (T, O) in the type of ``x``; added in place to ``into`` where given."""
+    def product(self, x: Tensor) -> Tensor:
+        """``x W^T``: (T, I) to (T, O) in the type of ``x``."""
 
-    def input_gradient(self, dy: Tensor, into: Tensor | None = None) -> Tensor:
-        """``dy W``: (T, O) to (T, I); added in place to ``into`` where given."""
+    def input_gradient(self, dy: Tensor, plus: SmallProduct | None = None) -> Tensor:
+        """``dy W``: (T, O) to (T, I), and ``left right`` of a small product added where given."""
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The (O, I) matrix the products use."""
@@ -64,13 +76,13 @@ class DenseWeight:
         """Memory of the matrix."""
         return self.data.numel() * self.data.element_size()
 
-    def product(self, x: Tensor, into: Tensor | None = None) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         """``x W^T``."""
-        return _multiply(x, self.dense(x.dtype).T, into)
+        return x @ self.dense(x.dtype).T
 
-    def input_gradient(self, dy: Tensor, into: Tensor | None = None) -> Tensor:
-        """``dy W``."""
-        return _multiply(dy, self.dense(dy.dtype), into)
+    def input_gradient(self, dy: Tensor, plus: SmallProduct | None = None) -> Tensor:
+        """``dy W + plus``."""
+        return _multiply_onto(plus, dy, self.dense(dy.dtype))
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The matrix itself where the type agrees."""
@@ -154,13 +166,13 @@ class Nf4Weight:
         held = 0 if self.ready is None else self.ready.numel() * self.ready.element_size()
         return held + sum(part.stored_bytes for part in self.parts)
 
-    def product(self, x: Tensor, into: Tensor | None = None) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         """``x W^T``."""
-        return _multiply(x, self._unpacked(x.dtype).T, into)
+        return x @ self._unpacked(x.dtype).T
 
-    def input_gradient(self, dy: Tensor, into: Tensor | None = None) -> Tensor:
-        """``dy W``."""
-        return _multiply(dy, self._unpacked(dy.dtype), into)
+    def input_gradient(self, dy: Tensor, plus: SmallProduct | None = None) -> Tensor:
+        """``dy W + plus``."""
+        return _multiply_onto(plus, dy, self._unpacked(dy.dtype))
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The unpacked matrix, in memory of its own."""
@@ -213,8 +225,9 @@ def unpacked_together(dtype: torch.dtype, *weights: FrozenWeight) -> Iterator[No
             weight.ready = ready
 
 
-def _multiply(left: Tensor, right: Tensor, into: Tensor | None) -> Tensor:
-    return left @ right if into is None else into.addmm_(left, right)
+def _multiply_onto(plus: SmallProduct | None, left: Tensor, right: Tensor) -> Tensor:
+    """The large product adds to the small one as it is written; the other way round is one more pass over memory."""
+    return left @ right if plus is None else (plus.left @ plus.right).addmm_(left, right)
 
 
 _buffers: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}

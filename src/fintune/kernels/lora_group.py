@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fintune.kernels.fp8_weight import Fp8Rows, Fp8Weight
-from fintune.kernels.frozen_weight import FrozenWeight
+from fintune.kernels.frozen_weight import FrozenWeight, SmallProduct
 from fintune.kernels.hashed_dropout import add_dropped_, drop
 
 RANK_MULTIPLE = 16  # what a tensor core multiplies at once
@@ -120,15 +120,15 @@ class LoraGroup:
         ends = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes))]
         return [slice(end - size, end) for size, end in zip(self.sizes, ends, strict=True)]
 
-    def base(self, x: Tensor, into: Tensor | None = None, rounded: Fp8Rows | None = None) -> Tensor:
-        """``x W^T + bias`` (T, N), without adapters; added in place to ``into`` where given.
+    def base(self, x: Tensor, rounded: Fp8Rows | None = None) -> Tensor:
+        """``x W^T + bias`` (T, N), without adapters.
 
         ``rounded`` is ``x`` in fp8 where something before has rounded it on the way; None has the weight do it.
         """
         if rounded is not None and isinstance(self.weight, Fp8Weight):
-            y = self.weight.product_of(rounded, x.dtype, into)
+            y = self.weight.product_of(rounded, x.dtype)
         else:
-            y = self.weight.product(x, into)
+            y = self.weight.product(x)
         return y if self.bias is None else y.add_(self.bias.to(y.dtype))
 
     def small(self, x: Tensor, seed: Tensor, dropout: float) -> Tensor | None:
@@ -148,16 +148,13 @@ class LoraGroup:
                 torch.mm(dy[:, own], self.stack.b[own], out=part)
         return out
 
-    def input_gradient(
-        self, dy: Tensor, d_small: Tensor | None, seed: Tensor, dropout: float, into: Tensor | None = None
-    ) -> Tensor:
-        """The gradient of x (T, I), through the frozen weights and the adapters; added to ``into`` where given."""
-        dx = self.weight.input_gradient(dy, into)
+    def input_gradient(self, dy: Tensor, d_small: Tensor | None, seed: Tensor, dropout: float) -> Tensor:
+        """The gradient of x (T, I), through the frozen weights and the adapters."""
         if d_small is None or self.stack is None:
-            return dx
-        if dropout:
-            return add_dropped_(dx, d_small @ self.stack.a, seed, dropout)
-        return dx.addmm_(d_small, self.stack.a)
+            return self.weight.input_gradient(dy)
+        if not dropout:
+            return self.weight.input_gradient(dy, SmallProduct(d_small, self.stack.a))
+        return add_dropped_(self.weight.input_gradient(dy), d_small @ self.stack.a, seed, dropout)
 
     def adapter_gradients(
         self,
