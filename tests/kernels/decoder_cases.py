@@ -6,9 +6,10 @@ import torch
 from tests.kernels.frozen_cases import random_weight
 from torch import nn
 
-from fintune.kernels.decoder_layer import DecoderLayer, Norm, Pass, decoder_layer
+from fintune.kernels.decoder_layer import decoder_layer
 from fintune.kernels.frozen_weight import DenseWeight
 from fintune.kernels.hashed_dropout import fold_seed, keep_mask
+from fintune.kernels.layer_parts import DecoderLayer, Norm, Pass
 from fintune.kernels.lora_group import Adapter, LoraGroup, refresh
 from fintune.kernels.rope import HeadLayout
 

@@ -10,7 +10,7 @@ from tests.models.test_fast_layers import FAMILIES, random_base, tree_batch, wit
 from tests.trees.samples import sample
 
 from fintune.inference.forward import EdgeModel
-from fintune.kernels import decoder_layer, offload, tree_attention
+from fintune.kernels import decoder_layer, frozen_weight, offload, tree_attention
 from fintune.kernels.tree_attention import BLOCKWISE
 from fintune.models import attach_adapter, load_base, write_tiny_model
 from fintune.models.fast_layers import FastLayers
@@ -123,6 +123,35 @@ def test_quantised_bases(folder, kind, dtype):
     }[kind, dtype]
     assert ours[0] == pytest.approx(theirs[0], rel=loss)
     assert distance(ours, theirs) < gradients
+
+
+@pytest.fixture(scope="module")
+def wider_folder(tmp_path_factory):
+    """Four layers whose weights take as long to unpack as attention takes."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = write_tiny_model(tmp_path_factory.mktemp("wider"), layers=4)
+    config = AutoConfig.from_pretrained(path, hidden_size=1024, intermediate_size=4096, head_dim=256)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    return path
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("memory", ["recompute", "offload"])
+def test_weights_unpacked_beside_attention_are_there_in_time(wider_folder, monkeypatch, memory):
+    model, batch = loaded(wider_folder, "nf4"), longer_batch(n=250)
+    assert len(batch.tokens) > decoder_layer.MLP_ROWS
+    frozen_weight._ahead.clear()
+    beside = [passes(model, batch, dtype=torch.bfloat16, memory=memory) for _ in range(4)]
+    assert frozen_weight._ahead
+    frozen_weight._ahead.clear()
+    for module in (frozen_weight, decoder_layer):
+        monkeypatch.setattr(module, "unpack_ahead", lambda *given: None)
+    expected = passes(model, batch, dtype=torch.bfloat16, memory=memory)
+    assert not frozen_weight._ahead
+    for found in beside:
+        assert found[0] == expected[0] and distance(found, expected) < 1e-5
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -18,111 +18,22 @@ Shapes: T tokens, H hidden size, F MLP size, D head size, R the ranks of a group
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fintune.kernels.add_output import add_output
-from fintune.kernels.fp8_weight import Fp8Weight
-from fintune.kernels.frozen_weight import unpacked_together
-from fintune.kernels.gated import Activation, gated, gated_backward, gated_backward_sums
+from fintune.kernels.frozen_weight import unpack_ahead, unpacked_together
+from fintune.kernels.gated import gated, gated_backward, gated_backward_sums
 from fintune.kernels.hashed_dropout import add_dropped_, fold_seed
+from fintune.kernels.layer_parts import DecoderLayer, Norm, Pass
 from fintune.kernels.lora_group import LoraGroup
-from fintune.kernels.rms_norm import rms_norm, rms_norm_backward, rms_norm_quantized
-from fintune.kernels.rope import HeadLayout, rotate_heads, rotate_heads_backward
+from fintune.kernels.rms_norm import rms_norm_backward
+from fintune.kernels.rope import rotate_heads, rotate_heads_backward
 
 MLP_ROWS = 4096  # rows at a time where the MLP is to need little memory: enough to keep the matrix products busy
-
-
-@dataclass(frozen=True, eq=False)
-class Norm:
-    """A frozen RMSNorm: its (H,) weight, epsilon, and whether the weight is what is added to one (Gemma)."""
-
-    weight: Tensor
-    eps: float
-    unit_offset: bool = False
-
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The normalised rows and (T,) reciprocal root mean squares."""
-        return rms_norm(h, self.weight, self.eps, unit_offset=self.unit_offset)
-
-    def forward_into(self, group: LoraGroup, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The normalised rows, (T,) reciprocal root mean squares, and the frozen product of ``group`` with the rows."""
-        if isinstance(group.weight, Fp8Weight):
-            x, rstd, rounded = rms_norm_quantized(h, self.weight, self.eps, unit_offset=self.unit_offset)
-            return x, rstd, group.base(x, rounded=rounded)
-        x, rstd = self.forward(h)
-        return x, rstd, group.base(x)
-
-    def backward(self, dy: Tensor, h: Tensor, rstd: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The gradient of ``h``, plus ``residual``; written over ``dy``."""
-        return rms_norm_backward(dy, h, rstd, self.weight, unit_offset=self.unit_offset, residual=residual, out=dy)
-
-    @property
-    def scale(self) -> Tensor:
-        """(H,) factor on normalised columns."""
-        return self.weight + 1.0 if self.unit_offset else self.weight
-
-
-@dataclass(frozen=True, eq=False)
-class DecoderLayer:
-    """The frozen parts of a layer and its adapters.
-
-    Attributes:
-        qkv: query, key and value layers.
-        o: output layer of attention.
-        gate_up: the two first layers of the MLP.
-        down: its last one.
-        layout: heads in the columns of ``qkv``.
-        activation: of the gate.
-        input_norm: before attention.
-        mlp_norm: before the MLP.
-        attention_out_norm: on the output of attention, or None.
-        mlp_out_norm: on the output of the MLP, or None.
-        query_norm: on each query head, or None; likewise ``key_norm``.
-        dropout: probability of dropping an input of the adapters, while training.
-    """
-
-    qkv: LoraGroup
-    o: LoraGroup
-    gate_up: LoraGroup
-    down: LoraGroup
-    layout: HeadLayout
-    activation: Activation
-    input_norm: Norm
-    mlp_norm: Norm
-    attention_out_norm: Norm | None = None
-    mlp_out_norm: Norm | None = None
-    query_norm: Norm | None = None
-    key_norm: Norm | None = None
-    dropout: float = 0.0
-
-    @property
-    def groups(self) -> tuple[LoraGroup, ...]:
-        """All groups, in the order they are computed in."""
-        return self.qkv, self.o, self.gate_up, self.down
-
-
-class Pass(NamedTuple):
-    """What one forward pass brings along.
-
-    Attributes:
-        cos, sin: (T, D) rotation of each token.
-        seed: 0-d int64, of this layer's dropout in this step.
-        training: whether dropout is on.
-        keep_mlp: keep the outputs of gate and up for the backward pass rather than compute them again.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    seed: Tensor
-    training: bool
-    keep_mlp: bool = True
-
-
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -177,6 +88,7 @@ class _EnterAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, layer: DecoderLayer, given: Pass, *_: Tensor) -> tuple[Tensor, ...]:
         group, dropout = layer.qkv, _dropout(layer, given)
+        _unpack_mlp_ahead(layer, given, h.dtype)
         seed = fold_seed(given.seed, 0) if dropout else given.seed
         x, rstd, qkv = layer.input_norm.forward_into(group, h)
         small = group.small(x, seed, dropout)
@@ -230,7 +142,7 @@ def _head_norms(layer: DecoderLayer) -> dict[str, Any]:
 class _LeaveAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, attended: Tensor, h: Tensor, layer: DecoderLayer, given: Pass, *_: Tensor) -> Tensor:
-        ctx.layer, ctx.dropout = layer, _dropout(layer, given)
+        ctx.layer, ctx.given, ctx.dropout = layer, given, _dropout(layer, given)
         seed = fold_seed(given.seed, 1) if ctx.dropout else given.seed
         y, *kept = _add_output(attended, h, layer.o, layer.attention_out_norm, seed, ctx.dropout)
         ctx.save_for_backward(attended, seed, *kept)
@@ -241,6 +153,7 @@ class _LeaveAttention(torch.autograd.Function):
         attended, seed, small, out, rstd = ctx.saved_tensors
         group: LoraGroup = ctx.layer.o
         (dh,) = gradients
+        _unpack_mlp_ahead(ctx.layer.below, ctx.given, dh.dtype)
         dy = _through_norm(ctx.layer.attention_out_norm, dh, out, rstd)
         d_small = group.d_small(dy)
         d_adapters = group.adapter_gradients(dy, attended, small, d_small, seed, ctx.dropout)
@@ -252,11 +165,11 @@ class _Mlp(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, layer: DecoderLayer, given: Pass, *_: Tensor) -> Tensor:
         dropout = _dropout(layer, given)
         seeds = [fold_seed(given.seed, part) if dropout else given.seed for part in (2, 3)]
-        ctx.layer, ctx.dropout, ctx.rows, ctx.keep_mlp = layer, dropout, len(h), given.keep_mlp
+        ctx.layer, ctx.dropout, ctx.rows, ctx.given = layer, dropout, len(h), given
         if not given.keep_mlp and not dropout:  # a mask depends on the number of its row
             ctx.rows = MLP_ROWS
         pieces = torch.split(h, max(ctx.rows, 1))
-        with unpacked_together(h.dtype, layer.gate_up.weight, layer.down.weight) if len(pieces) > 1 else nullcontext():
+        with _unpacked_mlp(layer, given, h.dtype):
             parts = [_mlp_forward(layer, rows, seeds, dropout, given.keep_mlp) for rows in pieces]
         y, *kept = (_joined(column) for column in zip(*parts, strict=True))
         ctx.save_for_backward(h, *seeds, *kept)
@@ -268,19 +181,31 @@ class _Mlp(torch.autograd.Function):
         h, *rest = ctx.saved_tensors  # asked for once: under recomputation a second time is an error
         seeds, kept = rest[:2], rest[2:]
         layer: DecoderLayer = ctx.layer
-        dy, dh, d_adapters = gradients[0], [], []
-        # Where gate and up are computed again, they are needed twice even for one piece.
-        with nullcontext() if ctx.keep_mlp else unpacked_together(h.dtype, layer.gate_up.weight, layer.down.weight):
+        dy, d_adapters = gradients[0], list[Tensor]()
+        dh = torch.empty_like(h) if len(h) > ctx.rows else None
+        rows = dy
+        with _unpacked_mlp(layer, ctx.given, h.dtype):
             for start in range(0, len(h), max(ctx.rows, 1)):
                 own = slice(start, start + ctx.rows)
                 mine = [None if part is None else part[own] for part in kept]
-                rows, found = _mlp_backward(layer, dy[own], h[own], seeds, ctx.dropout, mine)
-                dh.append(rows)
+                out = None if dh is None else dh[own]
+                rows, found = _mlp_backward(layer, dy[own], h[own], seeds, ctx.dropout, mine, out)
                 if start == 0:
                     d_adapters = found
                 elif found:
                     torch._foreach_add_(d_adapters, found)
-        return _joined(tuple(dh)), None, None, *d_adapters
+        return rows if dh is None else dh, None, None, *d_adapters
+
+
+def _unpacked_mlp(layer: DecoderLayer, given: Pass, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """For rows in pieces, or gate and up twice: weights are unpacked once. Else each is as it is needed."""
+    is_once = given.unpack_ahead or not given.keep_mlp
+    return unpacked_together(dtype, layer.gate_up.weight, layer.down.weight) if is_once else nullcontext()
+
+
+def _unpack_mlp_ahead(layer: DecoderLayer | None, given: Pass, dtype: torch.dtype) -> None:
+    if given.unpack_ahead and layer is not None:
+        unpack_ahead(dtype, layer.gate_up.weight, layer.down.weight)
 
 
 def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
@@ -301,15 +226,21 @@ def _mlp_forward(
 
 
 def _mlp_backward(
-    layer: DecoderLayer, dy: Tensor, h: Tensor, seeds: list[Tensor], dropout: float, kept: list[Tensor | None]
+    layer: DecoderLayer,
+    dy: Tensor,
+    h: Tensor,
+    seeds: list[Tensor],
+    dropout: float,
+    kept: list[Tensor | None],
+    out: Tensor | None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The gradients of rows ``h`` and of the adapters."""
-    rstd, gate_up, small, down_small, out, out_rstd = kept
+    """The gradients of rows ``h``, in ``out`` where given, and of the adapters."""
+    rstd, gate_up, small, down_small, down_out, out_rstd = kept
     assert rstd is not None
     first, second = layer.gate_up, layer.down
     if gate_up is None:
         gate_up = layer.mlp_norm.forward_into(first, h)[2]
-    d_out = _through_norm(layer.mlp_out_norm, dy, out, out_rstd)
+    d_out = _through_norm(layer.mlp_out_norm, dy, down_out, out_rstd)
     d_hidden_small = second.d_small(d_out)
     d_hidden = second.weight.input_gradient(d_out)
     gradients = (d_out, d_hidden, d_hidden_small)
@@ -320,7 +251,7 @@ def _mlp_backward(
     scales = {"row_scale": rstd, "column_scale": layer.mlp_norm.scale}
     d_first = first.adapter_gradients(d_gate_up, h, small, d_small, seeds[0], dropout, **scales, d_b=d_b)
     dx = first.input_gradient(d_gate_up, d_small, seeds[0], dropout)
-    return layer.mlp_norm.backward(dx, h, rstd, dy), [*d_first, *d_down]
+    return layer.mlp_norm.backward(dx, h, rstd, dy, out), [*d_first, *d_down]
 
 
 def _gate_backward(

@@ -9,9 +9,11 @@ Shapes: T tokens, I input features, O output features.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -205,24 +207,83 @@ class Nf4Weight:
         return out
 
 
+@dataclass(frozen=True, eq=False)
+class _Unpacked:
+    """NF4 weights side by side in the buffer of the stream that unpacked them.
+
+    Attributes:
+        weights: which; not held alive by it.
+        matrices: (O, I) of each.
+        done: when they are there.
+    """
+
+    weights: list[weakref.ref[Nf4Weight]]
+    matrices: list[Tensor]
+    done: torch.cuda.Event
+
+
+_ahead: dict[torch.device, _Unpacked] = {}  # what the second buffer of a device holds, or soon will
+
+
+def unpack_ahead(dtype: torch.dtype, *weights: FrozenWeight) -> None:
+    """Begins what ``unpacked_together`` needs beside other work on a CUDA device; nothing elsewhere.
+
+    Everything that still reads what was unpacked ahead before must have been started. Not while a graph is recorded.
+    """
+    own = _not_ready(dtype, weights)
+    if not own or (device := own[0].parts[0].packed.device).type != "cuda":
+        return
+    held = _ahead.get(device)
+    if held is not None and [weight() for weight in held.weights] == own and held.matrices[0].dtype == dtype:
+        return
+    stream = _side_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        matrices = _unpack_together(own, dtype)
+        _ahead[device] = _Unpacked([weakref.ref(weight) for weight in own], matrices, stream.record_event())
+
+
 @contextmanager
 def unpacked_together(dtype: torch.dtype, *weights: FrozenWeight) -> Iterator[None]:
-    """Unpacks NF4 weights once for all products inside the block, side by side in the shared buffer.
+    """Unpacks NF4 weights once for all products inside the block, side by side in one buffer.
 
-    No other weight may be unpacked inside it: it would be written over them.
+    No other weight may be unpacked inside it: on the CPU it would be written over them.
     """
-    own = [weight for weight in weights if isinstance(weight, Nf4Weight) and not weight.is_ready(dtype)]
+    own = _not_ready(dtype, weights)
     earlier = [weight.ready for weight in own]
-    sizes = [torch.Size(weight.shape).numel() for weight in own]
     try:
         if own:
-            whole = shared_buffer((sum(sizes),), dtype, own[0].parts[0].packed.device)
-            for weight, part in zip(own, torch.split(whole, sizes), strict=True):
-                weight.ready = weight.unpack(part.view(weight.shape))
+            unpack_ahead(dtype, *own)
+            held = _ahead.get(own[0].parts[0].packed.device)
+            if held is None:
+                matrices = _unpack_together(own, dtype)
+            else:
+                torch.cuda.current_stream(held.matrices[0].device).wait_event(held.done)
+                matrices = held.matrices
+            for weight, matrix in zip(own, matrices, strict=True):
+                weight.ready = matrix
         yield
     finally:
         for weight, ready in zip(own, earlier, strict=True):
             weight.ready = ready
+
+
+def _not_ready(dtype: torch.dtype, weights: Sequence[FrozenWeight]) -> list[Nf4Weight]:
+    return [weight for weight in weights if isinstance(weight, Nf4Weight) and not weight.is_ready(dtype)]
+
+
+def _unpack_together(weights: Sequence[Nf4Weight], dtype: torch.dtype) -> list[Tensor]:
+    sizes = [torch.Size(weight.shape).numel() for weight in weights]
+    whole = shared_buffer((sum(sizes),), dtype, weights[0].parts[0].packed.device)
+    parts = zip(weights, torch.split(whole, sizes), strict=True)
+    return [weight.unpack(part.view(weight.shape)) for weight, part in parts]
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    make: Any = torch.cuda.Stream
+    stream: torch.cuda.Stream = make(device)
+    return stream
 
 
 def _multiply_onto(plus: SmallProduct | None, left: Tensor, right: Tensor) -> Tensor:
@@ -253,6 +314,7 @@ def shared_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devi
 def release_buffers() -> None:
     """Frees the scratch memory, between runs; never while a CUDA graph that used it may still be replayed."""
     _buffers.clear()
+    _ahead.clear()
 
 
 def frozen_weight(parameters: Sequence[Tensor]) -> FrozenWeight:

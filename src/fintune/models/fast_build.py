@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fintune.kernels.decoder_layer import DecoderLayer, Norm
 from fintune.kernels.fp8_weight import Fp8Weight, stack_fp8
 from fintune.kernels.frozen_weight import frozen_weight
 from fintune.kernels.gated import Activation
+from fintune.kernels.layer_parts import DecoderLayer, Norm
 from fintune.kernels.lora_group import Adapter, LoraGroup
 from fintune.kernels.rope import HeadLayout
 from fintune.models.fp8_linear import Fp8Linear
@@ -57,8 +57,8 @@ def merged_adapters(module: Any) -> Any:
     return getattr(module, "merged_adapters", ())
 
 
-def layer_of(module: Any, dtype: torch.dtype) -> DecoderLayer:
-    """A decoder layer for computation in ``dtype``; raises ``NotFast``."""
+def layer_of(module: Any, dtype: torch.dtype, below: DecoderLayer | None) -> DecoderLayer:
+    """A decoder layer for computation in ``dtype``, ``below`` the one before it; raises ``NotFast``."""
     if are_hooked(module.modules()):
         raise NotFast("hooks are attached to its layers")
     if module.input_layernorm.weight.dtype != dtype:
@@ -83,6 +83,7 @@ def layer_of(module: Any, dtype: torch.dtype) -> DecoderLayer:
         query_norm=norm_of(attention.q_norm) if hasattr(attention, "q_norm") else None,
         key_norm=norm_of(attention.k_norm) if hasattr(attention, "k_norm") else None,
         dropout=_dropout(module),
+        below=below,
     )
 
 

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fintune.kernels.decoder_layer import DecoderLayer, Pass, decoder_layer, final_norm
+from fintune.kernels.decoder_layer import decoder_layer, final_norm
 from fintune.kernels.hashed_dropout import layer_seeds
+from fintune.kernels.layer_parts import DecoderLayer, Pass
 from fintune.kernels.lora_group import refresh
 from fintune.kernels.offload import Offload
 from fintune.kernels.tree_attention import tree_attention
@@ -141,8 +142,9 @@ class FastLayers:
 
         cos, sin = (part.squeeze(0) for part in rotation)
         from_end = len(self.layers) - index
-        keep_mlp = call.memory in KEEPS_ALL or from_end <= call.whole_layers
-        given = Pass(cos, sin, call.seeds[index], module.training, keep_mlp)
+        keeps_all = call.memory in KEEPS_ALL
+        keep_mlp = keeps_all or from_end <= call.whole_layers
+        given = Pass(cos, sin, call.seeds[index], module.training, keep_mlp, unpack_ahead=not keeps_all)
         stays = from_end <= max(NOT_OFFLOADED, call.whole_layers)
         moving = self.offload.layer(index, stays=stays) if call.memory == "offload" else nullcontext()
         with torch.autocast(hidden.device.type, enabled=False), moving:
@@ -230,7 +232,9 @@ def _build(base: Any, compute_dtype: torch.dtype) -> FastLayers:
     family = type(modules[0]).__module__.split(".")
     if family[:2] != ["transformers", "models"] or family[2] not in FAMILIES:
         raise NotFast(f"layers of {type(modules[0]).__name__} are not known to the fast path")
-    layers = [layer_of(module, compute_dtype) for module in modules]
+    layers: list[DecoderLayer] = []
+    for module in modules:
+        layers.append(layer_of(module, compute_dtype, layers[-1] if layers else None))
     found = FastLayers(modules, layers)
     for index, module in enumerate(modules):
         if "forward" not in vars(module):

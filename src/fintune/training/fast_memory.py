@@ -112,8 +112,10 @@ def working_copies(shape: ModelShape, plan: MemoryPlan) -> int:
 def _buffers(shape: ModelShape, plan: MemoryPlan) -> int:
     """Working copies, weights held ready or the buffer that weights share in turn, cuBLAS' workspaces."""
     groups = [sum(m.rows * m.columns for m in shape.matrices if m.name in names) for names in _GROUPS]
-    # Those of the MLP lie in it side by side where rows are computed a few at a time, and gate and up twice.
-    largest = max(groups) if _keeps_all(plan) or plan.quantization != "nf4" else sum(groups[2:])
+    largest = max(groups)
+    if plan.quantization == "nf4" and not _keeps_all(plan):
+        # Those of the MLP lie side by side, on a GPU in a buffer of their own, where they are unpacked ahead.
+        largest = max(sum(groups[2:]), max(groups[:2])) + (max(groups[:2]) if plan.device == "cuda" else 0)
     unpacked = 0
     if plan.memory == "ready":
         unpacked = ready_bytes(shape, plan)
@@ -141,8 +143,9 @@ def _mlp_backward(shape: ModelShape, plan: MemoryPlan, *, whole: bool) -> int:
     compute, tokens = plan.compute_bytes, plan.tokens
     rows = tokens if whole or plan.dropout else min(tokens, MLP_ROWS)
     again = 0 if whole else 2  # gate and up
-    streams = 2 + (rows < tokens) + (shape.norms > 2)  # gradients of output and input, the latter in pieces and joined
+    streams = 2 + (shape.norms > 2)  # gradients of output and input
     mlp = compute * (tokens * streams * shape.hidden + rows * (again + 2) * shape.intermediate)
+    mlp += compute * rows * shape.hidden * (rows < tokens)  # the latter of some rows, before it is where it belongs
     if plan.device == "cpu":
         mlp += 4 * (tokens * _TWIN_HIDDEN * shape.hidden + rows * _TWIN_INNER * shape.intermediate)
     return mlp
