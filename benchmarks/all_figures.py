@@ -3,8 +3,8 @@
 The queue is ``all_figures.yaml``: each entry a command, the cards it takes and the seconds it may. Entries start in
 order as cards come free, each with its own log and JSON; one that wants several cards waits for them, and nothing
 overtakes it. What is not timed takes a part of a card, beside others; entries that take turns at being measured share a
-card with their like, so that one loads while another is timed. Entries that have ended well are left out when the same
-command is started again.
+card with their like, so that one starts while another is measured. Entries that have ended well are left out when
+the same command is started again.
 
     python benchmarks/all_figures.py --data DATA --tokenizer FOLDER --output-dir runs/figures --cards 0 1 2 3
     python benchmarks/all_figures.py --list

@@ -1,9 +1,9 @@
 """Claim: `fintune estimate` foresees a step's peak memory within 10 % and its speed within 25 %.
 
-Writes a checkpoint of each shape once, loads it under each quantisation, and takes dense steps, every token supervised,
-for each length and way to keep activations. What was predicted from the configuration alone stands beside what was
-measured. Peaks are of memory reserved, with the context of the device, and of plain passes, since the memory of
-recorded ones is only taken where it is free; speeds are of recorded passes wherever training records them.
+Writes a checkpoint of each shape once, loads it under each quantisation and way to keep activations in a process of its
+own, and takes dense steps, every token supervised, of each length. What was predicted from the configuration alone
+stands beside what was measured. Peaks are of memory reserved, with the context of the device, and of plain passes, as
+the memory of recorded ones is only taken where it is free; speeds are of recorded passes where training records any.
 
     python benchmarks/planner.py --shapes 1b 3b 8b --work-dir /tmp/peers --json planner.json
     python benchmarks/planner.py --shapes tiny --device cpu --lengths 32 --tokens 64   # a smoke test
@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -77,11 +79,17 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path(tempfile.gettempdir()) / "peers")
     parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer files; a tiny one when left out")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # one way, in this process
     arguments = parser.parse_args()
+    if arguments.here:
+        found = [asdict(row) for row in measured(arguments)]
+        arguments.json.write_text(json.dumps(found), encoding="utf-8")
+        return
     rows: list[Row] = []
-    for row in measured(arguments):
-        rows.append(row)
-        print(line(row), flush=True)
+    for way in ways(arguments):
+        for row in measured_apart(arguments, way):
+            rows.append(row)
+            print(line(row), flush=True)
         if arguments.json:
             found = {"environment": describe_environment(), "rows": [asdict(row) for row in rows]}
             arguments.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
@@ -89,39 +97,61 @@ def main() -> None:
           f"speed by {spread([e for row in rows if (e := row.speed_error) is not None])}")  # fmt: skip
 
 
-def measured(arguments: argparse.Namespace) -> Iterator[Row]:
-    """Each shape and quantisation is loaded once: all policies at the middle length, the quickest at the others."""
-    device = torch.device(arguments.device)
+def ways(arguments: argparse.Namespace) -> Iterator[dict[str, list[str]]]:
+    """What each process measures: a policy at the middle length, the quickest at all of them."""
+    kind = torch.device(arguments.device)
     middle = arguments.lengths[len(arguments.lengths) // 2]
     for shape in arguments.shapes:
         folder = arguments.work_dir / f"model-{shape}"
-        write_checkpoint(SHAPES[shape], folder, device, arguments.tokenizer)
+        write_checkpoint(SHAPES[shape], folder, kind, arguments.tokenizer)
         for quantization in arguments.quantizations:
-            ready = fintune_step(
-                str(folder), device, quantization, targets=LINEAR_LAYERS, tokens_at_once=arguments.tokens, graphs=False
-            )
-            for length in arguments.lengths:
-                estimates = predicted(folder, quantization, arguments.tokens, length, device)
-                chosen = [policy for policy in arguments.policies if policy in estimates]
-                for memory in chosen if length == middle else chosen[:1]:
-                    peak_bytes, speed, ready.model.whole_layers = estimates[memory]
-                    peak, allocated, rate = measure(ready, memory, length, arguments, SHAPES[shape].vocabulary)
-                    yield Row(
-                        shape,
-                        quantization,
-                        memory,
-                        length,
-                        arguments.tokens,
-                        predicted_gib=peak_bytes / GIB,
-                        measured_gib=peak / GIB,
-                        allocated_gib=allocated / GIB,
-                        predicted_tokens_per_s=speed,
-                        measured_tokens_per_s=rate,
-                    )
-            del ready
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            known = predicted(folder, quantization, arguments.tokens, middle, kind)
+            for number, memory in enumerate(policy for policy in arguments.policies if policy in known):
+                lengths = [middle] if number else arguments.lengths
+                yield {
+                    "--shapes": [shape],
+                    "--quantizations": [quantization],
+                    "--policies": [memory],
+                    "--lengths": list(map(str, lengths)),
+                }
+
+
+def measured_apart(arguments: argparse.Namespace, way: dict[str, list[str]]) -> list[Row]:
+    """The rows of one way, from a process of its own: what other ways leave behind in an allocator would count too."""
+    file = arguments.work_dir / "planner-way.json"
+    command = [sys.executable, str(Path(__file__).absolute()), "--here", "--json", str(file)]
+    command += [word for name, values in way.items() for word in (name, *values)]
+    command += ["--device", arguments.device, "--work-dir", str(arguments.work_dir)]
+    command += ["--tokens", str(arguments.tokens), "--steps", str(arguments.steps)]
+    subprocess.run(command, check=True)
+    return [Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def measured(arguments: argparse.Namespace) -> Iterator[Row]:
+    """One shape, quantisation and policy, at each length."""
+    device = torch.device(arguments.device)
+    (shape,), (quantization,), (memory,) = arguments.shapes, arguments.quantizations, arguments.policies
+    folder = arguments.work_dir / f"model-{shape}"
+    ready = fintune_step(
+        str(folder), device, quantization, targets=LINEAR_LAYERS, tokens_at_once=arguments.tokens, graphs=False
+    )
+    for length in arguments.lengths:
+        peak_bytes, speed, ready.model.whole_layers = predicted(folder, quantization, arguments.tokens, length, device)[
+            memory
+        ]
+        peak, allocated, rate = measure(ready, memory, length, arguments, SHAPES[shape].vocabulary)
+        yield Row(
+            shape,
+            quantization,
+            memory,
+            length,
+            arguments.tokens,
+            predicted_gib=peak_bytes / GIB,
+            measured_gib=peak / GIB,
+            allocated_gib=allocated / GIB,
+            predicted_tokens_per_s=speed,
+            measured_tokens_per_s=rate,
+        )
 
 
 def predicted(

@@ -145,7 +145,9 @@ class Worker:
             except torch.OutOfMemoryError as error:
                 is_fewest = all("error" in found for found in rates.values())
                 rates[str(rows)] = {"error": said(error)}
-                waiting = [rows // 2] if is_fewest and rows % 2 == 0 else []
+                # One number of rows is the same for all, and others may fill the memory meanwhile.
+                is_fixed = len(self.job.candidates) == 1
+                waiting = [rows // 2] if is_fewest and rows % 2 == 0 and not is_fixed else []
             finally:
                 self._release()
         return rates

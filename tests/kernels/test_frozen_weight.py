@@ -1,8 +1,12 @@
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import bitsandbytes.functional
 import pytest
 import torch
 from tests.kernels.frozen_cases import KINDS, packed, random_weight
 
+from fintune.kernels import frozen_weight as frozen_weights
 from fintune.kernels.fp8_weight import LARGEST, fp8_weight, quantize_rows, stack_fp8
 from fintune.kernels.frozen_weight import (
     DenseWeight,
@@ -12,6 +16,7 @@ from fintune.kernels.frozen_weight import (
     frozen_weight,
     release_buffers,
     shared_buffer,
+    unpack_ahead,
     unpacked_together,
 )
 from fintune.schema.errors import ModelError
@@ -177,6 +182,35 @@ def test_an_error_while_weights_are_unpacked_together_leaves_none_in_the_shared_
     assert first.ready is None and second.ready is None
     second.dense(torch.float32)
     assert torch.equal(first.dense(torch.float32), expected)
+
+
+def test_an_error_while_weights_are_unpacked_ahead_is_not_taken_for_their_presence(monkeypatch):
+    """As on a CUDA device, with streams that do nothing."""
+    stream = SimpleNamespace(cuda_stream=1, wait_stream=lambda other: None, wait_event=print, record_event=lambda: None)
+    monkeypatch.setattr(frozen_weights, "_can_be_unpacked_beside", lambda part: True)
+    monkeypatch.setattr(frozen_weights, "_side_stream", lambda key: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda own: nullcontext())
+    layers = [[frozen_weight([packed(torch.randn(8, 64), True)]) for _ in range(2)] for _ in range(2)]
+    expected, unpack, runs = layers[0][0].dense(torch.float32), PackedMatrix.unpack, []
+    release_buffers()
+
+    def fails_at_the_last(self, out):
+        runs.append(self)
+        if self is layers[1][1].parts[0]:
+            raise torch.OutOfMemoryError
+        unpack(self, out)
+
+    monkeypatch.setattr(PackedMatrix, "unpack", fails_at_the_last)
+    for _ in range(2):
+        with unpacked_together(torch.float32, *layers[0]):
+            assert torch.equal(layers[0][0].ready, expected)
+    assert len(runs) == 2  # the second time they were still there
+    with pytest.raises(torch.OutOfMemoryError):
+        unpack_ahead(torch.float32, *layers[1])
+    with unpacked_together(torch.float32, *layers[0]):
+        assert torch.equal(layers[0][0].ready, expected)
+    release_buffers()
 
 
 def test_weights_that_are_ready_in_another_type_are_unpacked_together_too_and_stay_ready():

@@ -139,19 +139,26 @@ def wider_folder(tmp_path_factory):
 
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("memory", ["recompute", "offload"])
-def test_weights_unpacked_beside_attention_are_there_in_time(wider_folder, monkeypatch, memory):
+@pytest.mark.parametrize("late", [(frozen_weight, "_unpack_together"), (decoder_layer, "gated")])
+def test_streams_wait_for_each_other(wider_folder, monkeypatch, memory, late):
+    """Weights are not used before they are unpacked, nor written over while a product that is late still reads them."""
     model, batch = loaded(wider_folder, "nf4"), longer_batch(n=250)
     assert len(batch.tokens) > decoder_layer.MLP_ROWS
-    frozen_weight._ahead.clear()
-    beside = [passes(model, batch, dtype=torch.bfloat16, memory=memory) for _ in range(4)]
-    assert frozen_weight._ahead
-    frozen_weight._ahead.clear()
-    for module in (frozen_weight, decoder_layer):
-        monkeypatch.setattr(module, "unpack_ahead", lambda *given: None)
-    expected = passes(model, batch, dtype=torch.bfloat16, memory=memory)
-    assert not frozen_weight._ahead
-    for found in beside:
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen_weight, "_can_be_unpacked_beside", lambda part: False)
+        expected = passes(model, batch, dtype=torch.bfloat16, memory=memory)
+    in_time = getattr(*late)
+
+    def too_late(*given, **options):
+        torch.cuda._sleep(50_000_000)
+        return in_time(*given, **options)
+
+    monkeypatch.setattr(*late, too_late)
+    frozen_weight.release_buffers()
+    for _ in range(2):
+        found = passes(model, batch, dtype=torch.bfloat16, memory=memory)
         assert found[0] == expected[0] and distance(found, expected) < 1e-5
+    assert frozen_weight._ahead
 
 
 @pytest.mark.usefixtures("own_cache")

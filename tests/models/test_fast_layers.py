@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fintune.inference.forward import EdgeModel
 from fintune.inference.generate import generate
+from fintune.kernels import decoder_layer
 from fintune.models import attach_adapter, fast_layers, load_adapter, save_adapter
 from fintune.models.adapters import peft_quiet
 from fintune.models.fast_layers import FastLayers
@@ -142,6 +143,18 @@ def test_the_last_layers_keep_everything_where_there_is_room(model, monkeypatch,
     monkeypatch.setattr(fast_layers, "decoder_layer", noted)
     assert_fast_equals_plain(model, memory=memory, whole_layers=1)
     assert kept == [False] * (len(kept) - 1) + [True] and len(kept) > 1
+
+
+def test_the_next_layer_is_unpacked_ahead_forward_and_backward(model, monkeypatch):
+    ahead = []
+    monkeypatch.setattr(decoder_layer, "unpack_ahead", lambda dtype, gate_up, down: ahead.append((gate_up, down)))
+    assert_fast_equals_plain(model, memory="recompute")
+    layers = fast_layers.fast_layers(model, torch.float32).layers
+    weights = [(layer.gate_up.weight, layer.down.weight) for layer in layers]
+    assert len(weights) > 1 and ahead == [*weights, *weights[-2::-1]]
+    ahead.clear()
+    assert_fast_equals_plain(model, memory="keep")
+    assert not ahead
 
 
 def count_runs(monkeypatch):

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -67,7 +68,7 @@ class Bench:
         size: of all runs.
         device: ``cpu`` or ``cuda``.
         cards: CUDA devices to spread over, as ``CUDA_VISIBLE_DEVICES`` names them; empty for the first. One that stands
-            there twice has two variants at once: one loads and compiles while the other is measured.
+            there twice has two variants at once, which load and compile side by side and are measured alone.
         families: kinds of run.
         only: keys of the optimisations that are switched; empty for all.
         rounds: repeats at most.
@@ -158,6 +159,7 @@ class Bench:
     ) -> None:
         from fintune.bench.worker import run_job
 
+        lanes = max(1, self.cards.count(card))  # each waits for the others
         while time.monotonic() < deadline and not self._stopping.is_set():
             try:
                 job = jobs.get_nowait()
@@ -166,7 +168,7 @@ class Bench:
             finished = call_apart(
                 run_job,
                 (job, str(self.folder.prepared), self.size),
-                limit_s=self.size.limit_s,
+                limit_s=self.size.limit_s * lanes,
                 device=self.device,
                 variables=self._variables(card),
                 stopping=self._stopping,
@@ -174,6 +176,7 @@ class Bench:
             if self._stopping.wait(_ALSO_STOPPED_S if finished.problem else 0.0):
                 return
             record = {"key": job.key, **asdict(job), "seconds": finished.seconds, "problem": finished.problem}
+            record["side_by_side"] = lanes
             record["measured"] = finished.value
             with self._lock:
                 with writing(self.folder.runs), self.folder.runs.open("a", encoding="utf-8") as stream:
@@ -234,6 +237,8 @@ def bench_optimisations(
         raise RecipeError("Seconds of a processor say nothing about a GPU.", "Choose --clock wall.")
     sized = replace(size_named(size, chosen), clock=clock)
     named = visible_cards(cards, os.environ.get("CUDA_VISIBLE_DEVICES")) if chosen == "cuda" else ()
+    if sys.platform == "win32" and len(set(named)) < len(named):
+        raise RecipeError("Variants cannot share a card on Windows.", "Name each card once in --devices.")
     bench = Bench(folder, sized, chosen, named, kinds, tuple(only), rounds, minutes, on_done)
     bench.run(None if text is None else Path(text))
     return write_results(folder, chosen)

@@ -223,12 +223,13 @@ def measure_gpt(
         device: where it runs.
     """
     gauge, measured = Gauge(device), Measured("bits a byte")
-    run = GptRun(on, size, vocabulary, seed, device)
+    with own_turn(shared=True):
+        run = GptRun(on, size, vocabulary, seed, device)
+        measured.cold_s = seconds_of(lambda: run.warm_up(text.train), device)
     measured.parameters = measured.trained = run.model.num_parameters()
     if "compile" in on and run.layout == "padded":
         measured.notes.append("rows are padded to the whole context, as compiled code would be compiled for each width")
 
-    measured.cold_s = seconds_of(lambda: run.warm_up(text.train), device)
     with own_turn():
         run_in_chunks(
             *(measured, device),

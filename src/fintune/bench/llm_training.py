@@ -191,9 +191,10 @@ def measure_llm(
     """
     steps = size.llm.steps if held_out is not None else size.llm.speed_steps
     gauge, measured = Gauge(device), Measured("nats a supervised token")
-    run = LlmRun(on, size.llm, base, train, seed=seed, device=device, steps=steps)
+    with own_turn(shared=True):
+        run = LlmRun(on, size.llm, base, train, seed=seed, device=device, steps=steps)
+        measured.cold_s = seconds_of(run.warm_up, device)
     measured.trained, measured.parameters = count_parameters(run.net)
-    measured.cold_s = seconds_of(run.warm_up, device)
     if "fast_layers" in on and run.model.fast_layers() is None:
         measured.notes.append("our layers do not suit this model, so transformers' ran")
     if "graphs" in on and run.graphs is None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
 
 TURN = "FINTUNE_BENCH_TURN"  # names the lock file of a device that several processes share
 Clock = Literal["wall", "processor"]
@@ -111,13 +110,20 @@ def wait_for(device: torch.device) -> None:
 
 
 @contextmanager
-def own_turn() -> Iterator[None]:
-    """Waits until no other process on the device is measuring, where several share it; until the end none begins."""
+def own_turn(*, shared: bool = False) -> Iterator[None]:
+    """Where several processes share a device: waits until no other is measuring or warming up; until the end none is.
+
+    Args:
+        shared: of work that is not measured, such as warming up; others may do the like meanwhile.
+    """
     place = os.environ.get(TURN)
     if place is None:
         yield
         return
-    with FileLock(place):
+    import fcntl  # no device is shared on Windows
+
+    with open(place, "a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 
 

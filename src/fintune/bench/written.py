@@ -108,8 +108,8 @@ def _note(family: Family) -> str:
         "the time that the quickest variant of the family takes, without shortening learning-rate schedules to it. "
         "With ÷ without: speed with the optimisation by speed without it, against the row that differs in nothing "
         "else, or against the first where there is none (the note then says what else differs). First passes: before "
-        "any update, compilation included. The KV cache leaves training as it is: where its row differs in speed, that "
-        "is noise."
+        "any update, compilation included, beside those of others where a card was shared. The KV cache leaves "
+        "training as it is: where its row differs in speed, that is noise."
     )
 
 

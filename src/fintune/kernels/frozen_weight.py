@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fintune.kernels.triton_use import triton_is_installed
 from fintune.kernels.unpack_nf4 import unpack_nf4
 from fintune.schema.errors import ModelError
 
@@ -222,50 +223,65 @@ class _Unpacked:
     done: torch.cuda.Event
 
 
-_ahead: dict[torch.device, _Unpacked] = {}  # what the second buffer of a device holds, or soon will
+_Key = tuple[torch.device, int]  # a device and the number of a stream
+_ahead: dict[_Key, _Unpacked] = {}  # by the stream of the products: what the buffer beside it holds, or soon will
 
 
 def unpack_ahead(dtype: torch.dtype, *weights: FrozenWeight) -> None:
     """Begins what ``unpacked_together`` needs beside other work on a CUDA device; nothing elsewhere.
 
-    Everything that still reads what was unpacked ahead before must have been started. Not while a graph is recorded.
+    Everything that still reads what was unpacked ahead before must have been started on the current stream. Not inside
+    ``unpacked_together`` nor while a graph is recorded.
     """
-    own = _not_ready(dtype, weights)
-    if not own or (device := own[0].parts[0].packed.device).type != "cuda":
-        return
-    held = _ahead.get(device)
-    if held is not None and [weight() for weight in held.weights] == own and held.matrices[0].dtype == dtype:
-        return
-    stream = _side_stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
+    if own := _not_ready(dtype, weights):
+        _begun(own, dtype)
+
+
+def _begun(weights: list[Nf4Weight], dtype: torch.dtype) -> _Unpacked | None:
+    """What is unpacked on a stream of its own; None where nothing is."""
+    if not all(_can_be_unpacked_beside(part) for weight in weights for part in weight.parts):
+        return None
+    device = weights[0].parts[0].packed.device
+    current = torch.cuda.current_stream(device)
+    key = (device, current.cuda_stream)
+    held = _ahead.get(key)
+    if held is not None and [weight() for weight in held.weights] == weights and held.matrices[0].dtype == dtype:
+        return held
+    _ahead.pop(key, None)  # at once: should unpacking fail, nothing vouches for what the buffer holds
+    stream = _side_stream(key)
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
-        matrices = _unpack_together(own, dtype)
-        _ahead[device] = _Unpacked([weakref.ref(weight) for weight in own], matrices, stream.record_event())
+        matrices = _unpack_together(weights, dtype)
+        _ahead[key] = _Unpacked([weakref.ref(weight) for weight in weights], matrices, stream.record_event())
+    return _ahead[key]
 
 
 @contextmanager
 def unpacked_together(dtype: torch.dtype, *weights: FrozenWeight) -> Iterator[None]:
     """Unpacks NF4 weights once for all products inside the block, side by side in one buffer.
 
-    No other weight may be unpacked inside it: on the CPU it would be written over them.
+    Inside it nothing else may be unpacked together or ahead, nor on the CPU for a product: it would be written over
+    them.
     """
     own = _not_ready(dtype, weights)
     earlier = [weight.ready for weight in own]
     try:
         if own:
-            unpack_ahead(dtype, *own)
-            held = _ahead.get(own[0].parts[0].packed.device)
-            if held is None:
-                matrices = _unpack_together(own, dtype)
-            else:
+            held = _begun(own, dtype)
+            if held is not None:
                 torch.cuda.current_stream(held.matrices[0].device).wait_event(held.done)
-                matrices = held.matrices
+            matrices = _unpack_together(own, dtype) if held is None else held.matrices
             for weight, matrix in zip(own, matrices, strict=True):
                 weight.ready = matrix
         yield
     finally:
         for weight, ready in zip(own, earlier, strict=True):
             weight.ready = ready
+
+
+def _can_be_unpacked_beside(part: PackedMatrix) -> bool:
+    """By our kernel: other ways take memory that the stream of the products could not use afterwards."""
+    return part.packed.device.type == "cuda" and triton_is_installed() and part.code == "nf4"
 
 
 def _not_ready(dtype: torch.dtype, weights: Sequence[FrozenWeight]) -> list[Nf4Weight]:
@@ -280,9 +296,9 @@ def _unpack_together(weights: Sequence[Nf4Weight], dtype: torch.dtype) -> list[T
 
 
 @cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
+def _side_stream(key: _Key) -> torch.cuda.Stream:
     make: Any = torch.cuda.Stream
-    stream: torch.cuda.Stream = make(device)
+    stream: torch.cuda.Stream = make(key[0])
     return stream
 
 

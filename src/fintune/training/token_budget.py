@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fintune.kernels.frozen_weight import release_buffers
 from fintune.models.fast_layers import Memory
 from fintune.schema.errors import RunError
 from fintune.schema.recipe import Recipe
@@ -74,8 +75,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Gives back what a failed batch left behind; its graph may hold itself by reference cycles."""
+    """Gives back what a failed batch left behind, whose graph may hold itself by reference cycles, and all buffers."""
     gc.collect()
+    release_buffers()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
