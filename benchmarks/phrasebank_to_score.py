@@ -1,9 +1,9 @@
 """Claim: SmolLM2-135M reaches plain LoRA's validation score on Financial PhraseBank in a tenth of plain LoRA's time.
 
 Every library takes the schedule of a shipped recipe (rank, rate, passes, samples a step) on the same training sentences
-in a process of its own, twice: cold, with empty caches for compiled kernels, and warm, right after. Timed is training
-alone, from the first step to the last, recording and packing included. The adapters of the warm runs are scored on the
-validation sentences by the same code.
+in a process of its own, twice: cold, with empty caches for compiled kernels, and warm, right after; those that compile
+nothing need be trained ``--once`` only, which counts as warm. Timed is training alone, from the first step to the last,
+recording and packing included. The adapters of the warm runs are scored on the validation sentences by the same code.
 
 * plain: transformers and PEFT, padded batches, a plain loop; fintune: its whole trainer, the same samples in each step;
 * trl, unsloth: their SFTTrainer, padding-free where it can be, in the order it draws.
@@ -52,6 +52,7 @@ class Job:
     max_grad_norm: float
     max_length: int
     seed: int
+    runs: tuple[str, ...]
 
     def steps(self, samples: int) -> int:
         """Optimiser steps in all."""
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--source", help="PhraseBank file, folder or hub id")
     parser.add_argument("--recipe", default="fpb-smollm2")
     parser.add_argument("--only", nargs="+", choices=PEERS, default=PEERS)
+    parser.add_argument("--once", nargs="+", choices=PEERS, default=[], help="libraries to train once, not twice")
     parser.add_argument("--override", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the recipe")
     parser.add_argument("--timeout", type=float, default=280, help="seconds for each library")
     parser.add_argument("--work-dir", type=Path, default=Path(tempfile.gettempdir()) / "to_score")
@@ -71,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.job:
         values = json.loads(arguments.job.read_text(encoding="utf-8"))
-        run_job(Job(**{**values, "overrides": tuple(values["overrides"])}))
+        run_job(Job(**{**values, "overrides": tuple(values["overrides"]), "runs": tuple(values["runs"])}))
         return
     rows = []
     for job in jobs(arguments):
@@ -117,6 +119,7 @@ def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
             max_grad_norm=training.max_grad_norm,
             max_length=training.max_length,
             seed=recipe.seed,
+            runs=("warm",) if peer in arguments.once else ("cold", "warm"),
         )
 
 
@@ -182,7 +185,7 @@ def run_job(job: Job) -> None:
     from fintune.bench.measuring import own_turn
 
     found: dict[str, Any] = {}
-    for name in ("cold", "warm"):
+    for name in job.runs:
         shutil.rmtree(Path(job.folder) / "adapter", ignore_errors=True)
         with own_turn():
             seconds, steps = train(job, name)

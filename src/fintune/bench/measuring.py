@@ -125,6 +125,8 @@ def own_turn(*, shared: bool = False) -> Iterator[None]:
     with open(place, "a", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
+        if shared and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # others need what only waits here
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, clock: Clock = "wall") -> float:
