@@ -373,6 +373,29 @@ def test_speeds_of_the_fast_path_are_the_table(llama):
         assert plan.tokens / seconds == pytest.approx(own.tokens_per_second, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    "hidden, layers, heads, quantization, length, measured",
+    [
+        (2048, 16, 32, "fp8", 512, 125_309),
+        (2048, 16, 32, "fp8", 8192, 82_814),
+        (2048, 16, 32, "nf4", 2048, 92_993),
+        (3072, 28, 24, "fp8", 2048, 50_125),
+        (3072, 28, 24, "nf4", 8192, 29_593),
+    ],
+)
+def test_speeds_of_smaller_models_follow(hidden, layers, heads, quantization, length, measured):
+    """Llama-3.2's shapes on one H200, weights held ready (docs/experiments.md)."""
+    config = transformers.LlamaConfig(
+        hidden_size=hidden, intermediate_size=8192, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=True,
+    )  # fmt: skip
+    shape = shape_of(config)
+    plan = fast(shape, quantization, memory="ready")
+    flops = flops_per_token(shape, plan, length / 2, 1.0)
+    predicted = plan.tokens / micro_batch_seconds(shape, plan, find_card("H200"), plan.tokens, flops)
+    assert measured <= predicted <= 1.25 * measured
+
+
 def test_small_models_are_held_up_by_the_host_unless_passes_are_recorded():
     tiny = shape_of(transformers.LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=30))
     seconds = {

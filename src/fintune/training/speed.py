@@ -76,23 +76,24 @@ class MeasuredSpeed:
 
 
 # One H200, shapes of Llama-3.1-8B, LoRA of rank 16 on all seven layers, 4 x 2,048 tokens at once, each with a loss; all
-# other speeds of the fast path follow from these. NF4, and fp8 held ready, were measured on 2026-11-22. A dense base
-# computes what NF4 held ready does; fp8 that is transposed each time is taken to be 1 % slower than it was without.
+# other speeds of the fast path follow from these. Measured on 2026-11-22 (docs/experiments.md).
 FAST_SPEEDS = (
-    MeasuredSpeed("none", "keep", 17_980),
-    MeasuredSpeed("none", "recompute", 14_000),
-    MeasuredSpeed("none", "offload", 14_000),
-    MeasuredSpeed("nf4", "ready", 17_980),
-    MeasuredSpeed("nf4", "keep", 17_000),
-    MeasuredSpeed("nf4", "recompute", 13_800),
-    MeasuredSpeed("nf4", "offload", 13_700),
-    MeasuredSpeed("fp8", "ready", 24_900),
-    MeasuredSpeed("fp8", "keep", 24_600),
-    MeasuredSpeed("fp8", "recompute", 20_900),
-    MeasuredSpeed("fp8", "offload", 19_000),
+    MeasuredSpeed("none", "keep", 17_710),
+    MeasuredSpeed("none", "recompute", 14_590),
+    MeasuredSpeed("none", "offload", 14_390),
+    MeasuredSpeed("nf4", "ready", 17_960),
+    MeasuredSpeed("nf4", "keep", 17_460),
+    MeasuredSpeed("nf4", "recompute", 14_380),
+    MeasuredSpeed("nf4", "offload", 14_200),
+    MeasuredSpeed("fp8", "ready", 25_190),
+    MeasuredSpeed("fp8", "keep", 25_130),
+    MeasuredSpeed("fp8", "recompute", 21_240),
+    MeasuredSpeed("fp8", "offload", 19_060),
 )
-# What one token of that run computes, forward and backward and nothing twice: ``flops_per_token`` of its shapes.
+# What one token of that run computes, forward and backward and nothing twice: ``flops_per_token`` of its shapes; and
+# what of that is in the weights of layers and in adapters, the rest being attention and head.
 FAST_FLOPS_PER_TOKEN = 32.15e9
+FAST_LAYER_FLOPS_PER_TOKEN = 28.17e9
 
 
 def find_card(name: str) -> Card:
@@ -124,21 +125,36 @@ def flops_per_token(shape: ModelShape, plan: MemoryPlan, visible: float, logit_s
         logit_share: logits a token.
     """
     again = 1 if plan.checkpointing else 0  # forward passes repeated
-    frozen = (4 if plan.rank else 6) + 2 * again
-    adapter = (6 + 2 * again) * trainable_parameters(shape, plan) if plan.rank else 0
     width = shape.heads * shape.head_size
     attention = 4 * width * visible * shape.layers * (3.5 + again)  # the backward pass computes the scores again
     head = (4 if plan.rank else 6) * shape.vocabulary * shape.hidden * logit_share
-    return frozen * shape.matrix_parameters + adapter + attention + head
+    return layer_flops_per_token(shape, plan) + attention + head
 
 
-def efficiency(plan: MemoryPlan) -> float:
-    """Share of the data sheet's bf16 figure; in fp8 it may be above one, and what is computed again counts as loss."""
+def layer_flops_per_token(shape: ModelShape, plan: MemoryPlan) -> float:
+    """Those of the weights of layers, and of adapters."""
+    again = 1 if plan.checkpointing else 0
+    frozen = (4 if plan.rank else 6) + 2 * again
+    adapter = (6 + 2 * again) * trainable_parameters(shape, plan) if plan.rank else 0
+    return frozen * shape.matrix_parameters + adapter
+
+
+def rates(plan: MemoryPlan, card: Card) -> tuple[float, float]:
+    """Operations a second in layers, and in attention and head; what is computed again counts as loss.
+
+    Attention and head are computed in bf16 even where the layers' weights are in fp8, whose rate may be above the data
+    sheet's bf16 figure.
+    """
+    peak = card.bf16_tflops * 1e12
     if plan.memory is None:
-        return EFFICIENCY[plan.quantization]
-    wanted = plan.quantization, plan.memory
-    (speed,) = (own.tokens_per_second for own in FAST_SPEEDS if (own.quantization, own.memory) == wanted)
-    return speed * FAST_FLOPS_PER_TOKEN / (find_card("H200").bf16_tflops * 1e12)
+        return (peak * EFFICIENCY[plan.quantization],) * 2
+    known = {(own.quantization, own.memory): own.tokens_per_second for own in FAST_SPEEDS}
+    speed, scale = known[plan.quantization, plan.memory], peak / (find_card("H200").bf16_tflops * 1e12)
+    if plan.quantization != "fp8":
+        return (scale * speed * FAST_FLOPS_PER_TOKEN,) * 2
+    rest = known["none", "keep" if plan.memory == "ready" else plan.memory] * FAST_FLOPS_PER_TOKEN
+    layer_seconds = 1 / speed - (FAST_FLOPS_PER_TOKEN - FAST_LAYER_FLOPS_PER_TOKEN) / rest
+    return scale * FAST_LAYER_FLOPS_PER_TOKEN / layer_seconds, scale * rest
 
 
 def micro_batch_seconds(shape: ModelShape, plan: MemoryPlan, card: Card, tokens: float, flops: float) -> float:
@@ -148,11 +164,13 @@ def micro_batch_seconds(shape: ModelShape, plan: MemoryPlan, card: Card, tokens:
         share = plan.whole_layers / shape.layers
         times = [micro_batch_seconds(shape, own, card, tokens, flops) for own in (kept, again)]
         return share * times[0] + (1 - share) * times[1]
-    rate = card.bf16_tflops * 1e12 * efficiency(plan)
+    in_layers = min(flops, layer_flops_per_token(shape, plan))
+    layer_rate, rest_rate = rates(plan, card)
+    computing = tokens * (in_layers / layer_rate + (flops - in_layers) / rest_rate)
     if plan.compute_bytes == 4:
-        rate /= 8  # fp32 without tensor cores; cards differ between 5 and 16 times
+        computing *= 8  # fp32 without tensor cores; cards differ between 5 and 16 times
     a_layer = LAUNCH_SECONDS_PER_LAYER * (4 / 3 if plan.checkpointing else 1)
     floor = FAST_LAUNCH_SECONDS.get(plan.memory, a_layer) * shape.layers
     if plan.memory in KEEPS_ALL and plan.blockwise:
         floor = 0.0  # recorded as CUDA graphs
-    return max(floor, tokens * flops / rate)
+    return max(floor, computing)
