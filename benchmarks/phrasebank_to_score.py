@@ -29,6 +29,8 @@ import torch
 from peer_runs.data import TokenisedSample, read_samples
 from peer_runs.environments import child_environment, last_words
 
+from fintune.bench.measuring import own_turn
+
 PEERS = ("plain", "fintune", "trl", "unsloth")
 
 
@@ -145,8 +147,6 @@ def run(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
     if done.returncode:
         return {"error": last_words(folder / "log")}
     found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    from fintune.bench.measuring import own_turn
-
     with own_turn():
         return {**found, **score(job)}
 
@@ -182,8 +182,6 @@ def run_job(job: Job) -> None:
         "trl": train_sft,
         "unsloth": train_sft,
     }[job.peer]
-    from fintune.bench.measuring import own_turn
-
     found: dict[str, Any] = {}
     for name in job.runs:
         shutil.rmtree(Path(job.folder) / "adapter", ignore_errors=True)

@@ -28,7 +28,7 @@ from peer_runs.data import random_tokens
 from peer_runs.fintune_loop import Prepared, fintune_step, whole
 from peer_runs.recording import device_peak_bytes
 from peer_runs.settings import ALPHA, LINEAR_LAYERS, RANK
-from peer_runs.shapes import SHAPES, write_checkpoint
+from peer_runs.shapes import SHAPES
 
 from fintune.environment import describe_environment
 from fintune.schema.recipe import Recipe
@@ -99,13 +99,13 @@ def main() -> None:
 
 def ways(arguments: argparse.Namespace) -> Iterator[dict[str, list[str]]]:
     """What each process measures: a policy at the middle length, the quickest at all of them."""
-    kind = torch.device(arguments.device)
+    device = torch.device(arguments.device)
     middle = arguments.lengths[len(arguments.lengths) // 2]
     for shape in arguments.shapes:
         folder = arguments.work_dir / f"model-{shape}"
-        write_checkpoint(SHAPES[shape], folder, kind, arguments.tokenizer)
+        write_apart(shape, arguments)
         for quantization in arguments.quantizations:
-            known = predicted(folder, quantization, arguments.tokens, middle, kind)
+            known = predicted(folder, quantization, arguments.tokens, middle, device)
             for number, memory in enumerate(policy for policy in arguments.policies if policy in known):
                 lengths = [middle] if number else arguments.lengths
                 yield {
@@ -114,6 +114,14 @@ def ways(arguments: argparse.Namespace) -> Iterator[dict[str, list[str]]]:
                     "--policies": [memory],
                     "--lengths": list(map(str, lengths)),
                 }
+
+
+def write_apart(shape: str, arguments: argparse.Namespace) -> None:
+    """The checkpoint of a shape, if it is not there, by a process whose context does not stay on the device."""
+    command = [sys.executable, str(Path(__file__).with_name("peers.py")), "checkpoint", "--shape", shape]
+    command += ["--device", arguments.device, "--work-dir", str(arguments.work_dir.absolute())]
+    command += ["--tokenizer", str(arguments.tokenizer.absolute())] if arguments.tokenizer else []
+    subprocess.run(command, check=True)
 
 
 def measured_apart(arguments: argparse.Namespace, way: dict[str, list[str]]) -> list[Row]:
@@ -136,9 +144,8 @@ def measured(arguments: argparse.Namespace) -> Iterator[Row]:
         str(folder), device, quantization, targets=LINEAR_LAYERS, tokens_at_once=arguments.tokens, graphs=False
     )
     for length in arguments.lengths:
-        peak_bytes, speed, ready.model.whole_layers = predicted(folder, quantization, arguments.tokens, length, device)[
-            memory
-        ]
+        estimates = predicted(folder, quantization, arguments.tokens, length, device)
+        peak_bytes, speed, ready.model.whole_layers = estimates[memory]
         peak, allocated, rate = measure(ready, memory, length, arguments, SHAPES[shape].vocabulary)
         yield Row(
             shape,

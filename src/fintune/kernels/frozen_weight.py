@@ -234,11 +234,11 @@ def unpack_ahead(dtype: torch.dtype, *weights: FrozenWeight) -> None:
     ``unpacked_together`` nor while a graph is recorded.
     """
     if own := _not_ready(dtype, weights):
-        _begun(own, dtype)
+        _unpack_beside(own, dtype)
 
 
-def _begun(weights: list[Nf4Weight], dtype: torch.dtype) -> _Unpacked | None:
-    """What is unpacked on a stream of its own; None where nothing is."""
+def _unpack_beside(weights: list[Nf4Weight], dtype: torch.dtype) -> _Unpacked | None:
+    """The weights, unpacked on a stream of their own or already there; None where they cannot be."""
     if not all(_can_be_unpacked_beside(part) for weight in weights for part in weight.parts):
         return None
     device = weights[0].parts[0].packed.device
@@ -267,7 +267,7 @@ def unpacked_together(dtype: torch.dtype, *weights: FrozenWeight) -> Iterator[No
     earlier = [weight.ready for weight in own]
     try:
         if own:
-            held = _begun(own, dtype)
+            held = _unpack_beside(own, dtype)
             if held is not None:
                 torch.cuda.current_stream(held.matrices[0].device).wait_event(held.done)
             matrices = _unpack_together(own, dtype) if held is None else held.matrices

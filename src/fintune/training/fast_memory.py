@@ -115,7 +115,8 @@ def _buffers(shape: ModelShape, plan: MemoryPlan) -> int:
     largest = max(groups)
     if plan.quantization == "nf4" and not _keeps_all(plan):
         # Those of the MLP lie side by side, on a GPU in a buffer of their own, where they are unpacked ahead.
-        largest = max(sum(groups[2:]), max(groups[:2])) + (max(groups[:2]) if plan.device == "cuda" else 0)
+        attention, mlp = max(groups[:2]), sum(groups[2:])
+        largest = attention + mlp if plan.device == "cuda" else max(attention, mlp)
     unpacked = 0
     if plan.memory == "ready":
         unpacked = ready_bytes(shape, plan)
