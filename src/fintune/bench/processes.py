@@ -1,8 +1,9 @@
 """A function called in a process of its own, so that peaks of memory and compiled code belong to it alone.
 
-Enters: a function at the top of a module, and arguments. Leaves: what it returned, or why it failed. Processes are
-forked from a server that has imported the libraries and done nothing else, where the platform has one: they start at
-once, and no device is in use before their own work begins.
+Enters: a function at the top of a module, and arguments. Leaves: what it returned, or why it failed. For the CPU,
+processes are forked from a server that has imported the libraries and done nothing else, where the platform has one:
+they start at once. For a CUDA device each starts from nothing: libraries ask CUDA, as they are imported, what devices
+there are, after which no process forked from theirs can use one.
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ from typing import Any
 
 from fintune.schema.errors import FintuneError
 
-# What the server of processes imports. As soon as it is imported, bitsandbytes asks CUDA devices what they are, after
-# which no process forked from the server could use them: there the server must not get as far as peft.
-PRELOADED = {"cpu": ("fintune.bench.worker",), "cuda": ("torch", "transformers.models.llama.modeling_llama")}
+PRELOADED = "fintune.bench.worker"  # by the server of processes
 
 _LOOK_EVERY_S = 0.2
 
@@ -57,13 +56,14 @@ def call_apart(
         function: importable by its module and name.
         arguments: plain data.
         limit_s: the process is ended after so long.
-        device: ``cpu`` or ``cuda``: what it will use. All calls of one program name the same.
+        device: ``cpu`` or ``cuda``: what it will use.
         variables: of its environment, set before the function's module is imported.
         stopping: once set, the process is ended.
     """
-    context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
-    if sys.platform != "win32":
-        context.set_forkserver_preload(list(PRELOADED[device]))
+    is_forked = device == "cpu" and sys.platform != "win32"
+    context: Any = multiprocessing.get_context("forkserver" if is_forked else "spawn")
+    if is_forked:
+        context.set_forkserver_preload([PRELOADED])
     ours, theirs = context.Pipe()
     process = context.Process(target=_answer, args=(theirs, dict(variables or {})), daemon=False)
     started = time.perf_counter()
