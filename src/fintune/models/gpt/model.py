@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from fintune.models.gpt.blocks import Block, make_norm
 from fintune.models.gpt.config import GPTConfig
 from fintune.models.gpt.initialisation import initialise
-from fintune.models.gpt.positions import rotation
+from fintune.models.gpt.positions import Rotation, rotation
 from fintune.schema.errors import ModelError
 
 
@@ -46,7 +46,13 @@ class Trunk(nn.Module):
         """(B, T, W) hidden states of (B, T) token ids at (B, T) positions; other arguments as of ``Attention``."""
         hidden = self.embed(input_ids, position_ids)
         mask = create_causal_mask(self.config, hidden, attention_mask, past_key_values, position_ids)
-        return self.through_blocks(hidden, position_ids, mask, past_key_values, **kwargs)
+        return self.through_blocks(hidden, self.turn(position_ids), mask, past_key_values, **kwargs)
+
+    def turn(self, position_ids: Tensor) -> Rotation | None:
+        """How heads are turned at (B, T) positions; None where positions are learned."""
+        if self.config.positions != "rope":
+            return None
+        return rotation(position_ids, self.config.head_size, self.config.rope_theta)
 
     def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         """(B, T, W): what enters the first block."""
@@ -60,15 +66,12 @@ class Trunk(nn.Module):
     def through_blocks(
         self,
         hidden: Tensor,
-        position_ids: Tensor,
+        turn: Rotation | None,
         mask: Any,
         past_key_values: Cache | None,
         **kwargs: Any,
     ) -> Tensor:
-        """(B, T, W) behind the last norm; positions may be (1, T), ``mask`` is as attention takes it."""
-        turn = None
-        if self.config.positions == "rope":
-            turn = rotation(position_ids, self.config.head_size, self.config.rope_theta)
+        """(B, T, W) behind the last norm; ``turn`` may be of (1, T) positions, ``mask`` is as attention takes it."""
         for block in self.layers:
             hidden = block(hidden, turn, mask, past_key_values, **kwargs)
         out: Tensor = self.norm(hidden)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fintune.kernels.linear_edge_loss import LinearHead, LossEdges, linear_edge_cross_entropy
+from fintune.kernels.linear_edge_loss import LinearHead, LossEdges, chunk_rows, linear_edge_cross_entropy
 from fintune.models.gpt.model import GPTForCausalLM, compile_blocks
+from fintune.models.gpt.positions import Rotation
 from fintune.schema.errors import ModelError
 
 Compiled = Literal["no", "blocks", "whole"]
@@ -28,6 +29,7 @@ HeadLoss = Literal["logits", "fused"]
 
 IGNORED = -100  # target of a position that has no loss, as in PyTorch
 _FLEX = "gpt_flex"
+_CHUNK_BYTES = 2**30  # beside the activations of a batch little, and quicker than chunks of a quarter of it
 _KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
@@ -40,7 +42,7 @@ class RowOptions:
         attention: ``eager`` holds all scores; ``sdpa`` leaves the kernel to PyTorch; ``flash`` and ``cudnn`` name it;
             ``flex`` keeps documents of a row apart, where ``end_of_document`` is given.
         head: ``logits`` holds all of them; ``fused`` makes gradients chunk by chunk, by our kernels on a GPU.
-        chunk_rows: positions of a chunk of the fused head; None lets it choose.
+        chunk_rows: positions of a chunk of the fused head; None: on a GPU as many as ``_CHUNK_BYTES`` of logits are.
         joined: queries, keys and values are one product.
         mode: of ``torch.compile``.
         end_of_document: token that ends a document, for ``flex``.
@@ -95,10 +97,12 @@ class RowLoss:
     def __call__(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy (scalar, fp32) of (B, T) targets behind (B, T) ids."""
         with self._kernel():
-            mask = self._mask(ids)
+            positions = torch.arange(ids.shape[1], device=ids.device)[None]
+            # Not in the graph: every kernel that turns heads would compute sines and cosines again.
+            turn, mask = self.model.model.turn(positions), self._mask(ids)
             if self.options.head == "logits":
-                return self._whole(ids, targets, mask)
-            return self._fused(self._hidden(ids, mask), targets)
+                return self._whole(ids, targets, positions, turn, mask)
+            return self._fused(self._hidden(ids, positions, turn, mask), targets)
 
     @contextmanager
     def _kernel(self) -> Iterator[None]:
@@ -114,14 +118,13 @@ class RowLoss:
             return torch.full((1, 1, size, size), -torch.inf, device=ids.device).triu(1)
         return None
 
-    def _plain_hidden(self, ids: Tensor, mask: Any) -> Tensor:
+    def _plain_hidden(self, ids: Tensor, positions: Tensor, turn: Rotation | None, mask: Any) -> Tensor:
         trunk = self.model.model
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        hidden: Tensor = trunk.through_blocks(trunk.embed(ids, positions), positions, mask, None)
+        hidden: Tensor = trunk.through_blocks(trunk.embed(ids, positions), turn, mask, None)
         return hidden
 
-    def _plain_loss(self, ids: Tensor, targets: Tensor, mask: Any) -> Tensor:
-        logits = self.model.lm_head(self._plain_hidden(ids, mask)).float()
+    def _plain_loss(self, ids: Tensor, targets: Tensor, positions: Tensor, turn: Rotation | None, mask: Any) -> Tensor:
+        logits = self.model.lm_head(self._plain_hidden(ids, positions, turn, mask)).float()
         if (cap := self.model.config.final_logit_softcapping) is not None:
             logits = cap * torch.tanh(logits / cap)
         flat = targets.flatten()
@@ -135,7 +138,11 @@ class RowLoss:
         edges = LossEdges(
             torch.arange(len(flat), device=flat.device), flat.where(kept, 0), kept / kept.sum().clamp(min=1)
         )
-        return linear_edge_cross_entropy(hidden.flatten(0, 1), head, edges, rows=self.options.chunk_rows)[0]
+        rows = self.options.chunk_rows
+        if rows is None and hidden.device.type == "cuda":
+            vocabulary, width = head.weight.shape
+            rows = chunk_rows(len(flat), vocabulary, width, _CHUNK_BYTES, logit_bytes=hidden.element_size())
+        return linear_edge_cross_entropy(hidden.flatten(0, 1), head, edges, rows=rows)[0]
 
 
 def _document_mask(ids: Tensor, end_of_document: int | None) -> Any:
