@@ -1,5 +1,5 @@
 """Claim: fintune's optimised GPT reaches the loss of GPT-2's plain one in less time, and how many tokens a second it is
-trained on beside nanoGPT and nanochat. Not measured on a GPU yet.
+trained on beside nanoGPT and nanochat.
 
 ``speed``: every variant in a process of its own, compiled, with the number of rows at once that is fastest for it; all
 take the same tokens and the same rows an optimiser step. Windows take turns between the processes of a group, in which
