@@ -34,7 +34,7 @@ _COLUMNS = (
 
 def write_results(folder: BenchFolder, device: str) -> dict[str, Any]:
     """Writes results, table and figure of what is measured so far, and returns the results."""
-    from fintune.reporting.figures import write_figure
+    from fintune.reporting.styles import write_figure
 
     records = folder.records()
     settings = json.loads(folder.settings.read_text(encoding="utf-8"))
@@ -157,7 +157,7 @@ def effects_figure(rows: dict[Family, list[VariantRow]]) -> Figure:
 
 
 def _draw_family(line: Any, family: Family, rows: Sequence[VariantRow]) -> None:
-    from fintune.reporting.figures import BLUE, ORANGE
+    from fintune.reporting.styles import BLUE, ORANGE
 
     shown = [one for one in optimisations(family) if any(row.key == one.key for row in rows)]
     place = {one.key: -number for number, one in enumerate(shown)}

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from fintune.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, write_figure
 from fintune.reporting.html import Picture, Section
+from fintune.reporting.styles import BLUE, GREEN, GREY, INK, ORANGE, write_figure
 from fintune.reporting.tables import Table
 from fintune.reporting.wording import interval, p_value, percent, system_name
 from fintune.schema.results import Estimate

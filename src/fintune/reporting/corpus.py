@@ -13,9 +13,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fintune.reporting.figures import BLUE, GREEN, GREY, ORANGE, write_figure
 from fintune.reporting.html import Picture, Section, render_html
 from fintune.reporting.markup import markdown_table, markdown_text
+from fintune.reporting.styles import BLUE, GREEN, GREY, ORANGE, write_figure
 from fintune.reporting.tables import Table
 from fintune.schema.run_directory import write_text_atomically
 from fintune.sources.corpus import LENGTH_EDGES, ShardRecord

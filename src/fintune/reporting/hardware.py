@@ -1,18 +1,18 @@
 """What the GPUs did while a run trained, as a figure: utilisation, memory, power, temperature, throughput.
 
-Enters: lines of ``metrics.jsonl``, and of further processes by rank. Leaves: a figure, or None without GPU figures.
-Processes differ by line style and grey, so that the figure reads without colour.
+Enters: lines of ``metrics.jsonl``, and of further processes by rank; or of several runs by name. Leaves: a figure, or
+None without GPU figures. Processes differ by dash and grey, runs by dash and marker, so that it reads without colour.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-History = Sequence[Mapping[str, Any]]
+from fintune.reporting.curves import History, draw_run, run_legend
+from fintune.reporting.styles import with_grid
 
 HARDWARE_CAPTION = "What the GPU reported of itself, throughput, and the share of its peak that the model used."
 _GIB = 2**30
@@ -36,24 +36,51 @@ def gpu_utilization(history: History, others: Mapping[int, History] | None = Non
         others: lines of further processes by rank.
     """
     ranks = {0: history, **(others or {})}
-    if not any(_points(rows, key, 1)[0] for rows in ranks.values() for _, key, _ in _PANELS[:4]):
+    drawn = _drawn(list(ranks.values()))
+    if not drawn:
         return None
-    panels = [panel for panel in _PANELS if any(_points(rows, *panel[1:])[0] for rows in ranks.values())]
-    n_rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(7.2, 2.1 * n_rows), layout="constrained")
-    grid = figure.subplots(n_rows, 2, squeeze=False).ravel()
-    for axes, panel in zip(grid, panels, strict=False):
+    figure, grid = _grid(drawn)
+    for axes, panel in zip(grid, drawn, strict=True):
         for rank, rows in ranks.items():
             _draw(axes, rank, *_points(rows, *panel[1:]))
-        axes.set(title=panel[0], xlabel="optimiser step")
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-        axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
-        axes.set_axisbelow(True)
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
     if len(ranks) > 1:
         figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(8, len(ranks)))
     return figure
+
+
+def gpus_of_runs(histories: Mapping[str, History]) -> Figure | None:
+    """The same for the first process of several runs by name."""
+    drawn = _drawn(list(histories.values()))
+    if not drawn:
+        return None
+    figure, grid = _grid(drawn)
+    for axes, panel in zip(grid, drawn, strict=True):
+        for index, (name, rows) in enumerate(histories.items()):
+            steps, values = _points(rows, *panel[1:])
+            if steps:
+                draw_run(axes, index, name, steps, values)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+    run_legend(figure, grid)
+    return figure
+
+
+def _drawn(histories: Sequence[History]) -> list[tuple[str, str, float]]:
+    """The panels with data; none where no line is about a GPU."""
+    found = [panel for panel in _PANELS if any(_points(rows, *panel[1:])[0] for rows in histories)]
+    return found if set(found) & set(_PANELS[:4]) else []
+
+
+def _grid(drawn: Sequence[tuple[str, str, float]]) -> tuple[Figure, list[Axes]]:
+    n_rows = -(-len(drawn) // 2)
+    figure = Figure(figsize=(7.2, 2.1 * n_rows), layout="constrained")
+    grid = list(figure.subplots(n_rows, 2, squeeze=False).ravel())
+    for axes, (title, _, _) in zip(grid, drawn, strict=False):
+        axes.set(title=title, xlabel="optimiser step")
+        with_grid(axes)
+    for axes in grid[len(drawn) :]:
+        axes.set_visible(False)
+    return figure, grid[: len(drawn)]
 
 
 def _draw(axes: Axes, rank: int, steps: list[int], values: list[float]) -> None:

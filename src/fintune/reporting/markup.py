@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from fintune.reporting.tables import Table
 
-_LATEX = {
+LATEX_LETTERS = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
     "}": r"\}",
@@ -38,7 +38,7 @@ def markdown_text(text: str) -> str:
 
 def latex_text(text: str) -> str:
     """Text that LaTeX sets literally, on one line."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    return "".join(LATEX_LETTERS.get(character, character) for character in " ".join(text.split()))
 
 
 def markdown_table(table: Table) -> str:

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from fintune.reporting.backtest import backtest_sections
-from fintune.reporting.beside import published_table, published_tables
+from fintune.reporting.beside import published_table
 from fintune.reporting.between import pair_sentences, published_beside_each
-from fintune.reporting.figures import comparison_caption, curves_caption, write_figures
+from fintune.reporting.captions import not_drawn, picture_captions
 from fintune.reporting.flare import flare_tables
-from fintune.reporting.hardware import HARDWARE_CAPTION
+from fintune.reporting.gallery import Drawn, write_figures
 from fintune.reporting.html import Picture, Section, render_html
-from fintune.reporting.markup import latex_table, markdown_table, markdown_text
+from fintune.reporting.latex import latex_file, results_tables
+from fintune.reporting.markup import markdown_table, markdown_text
+from fintune.reporting.run_data import RunData, adapter_bytes, stage_results
 from fintune.reporting.scores import (
     comparisons_tables,
     confusion_tables,
@@ -25,7 +27,6 @@ from fintune.reporting.scores import (
     per_class_table,
     repeats_tables,
     rules_table,
-    score_tables,
     systems_tables,
 )
 from fintune.reporting.tables import (
@@ -41,6 +42,7 @@ from fintune.reporting.verdict import verdict
 from fintune.reporting.wording import DISCLAIMER, interval, systems_of, tasks_of
 from fintune.schema.recipe import Recipe, sanitize_name
 from fintune.schema.results import DocumentRecord, EvaluationResults
+from fintune.schema.run_directory import RunDirectory
 
 
 def write_report(
@@ -68,16 +70,24 @@ def write_report(
     """
     documents = [record for record in records if record.protocol == "robust"]
     run_path.mkdir(parents=True, exist_ok=True)
-    figures = write_figures(
-        run_path / "figures", results=results, records=documents, history=history, other_ranks=other_ranks
+    run = RunDirectory(run_path)
+    data = RunData(
+        results=results,
+        records=documents,
+        history=history,
+        other_ranks=other_ranks or {},
+        facts=model_facts,
+        adapter_bytes=adapter_bytes(run),
+        stages=stage_results(run),
     )
+    drawn = write_figures(run_path / "figures", [data])
     heading = title or (recipe.report.title or recipe.name if recipe is not None else "Comparison of runs")
     sentences = verdict(results) if recipe is not None else pair_sentences(results)
-    sections = _sections(recipe, results, documents, history, figures, model_facts)
+    sections = _sections(recipe, results, data, drawn)
     sections = [*sections[:1], *backtest_sections(run_path), *sections[1:]]
     about = (recipe.description, f"recipe {recipe.name}") if recipe is not None else ()
     subtitle = " · ".join(part for part in (*about, results.model) if part)
-    (run_path / "tables.tex").write_text(_latex(results, heading), encoding="utf-8")
+    (run_path / "tables.tex").write_text(latex_file(results_tables(results), heading), encoding="utf-8")
     (run_path / "report.md").write_text(_markdown(run_path, heading, subtitle, sentences, sections), encoding="utf-8")
     _write_flare(run_path, flare_tables(results), heading)
     page = run_path / "report.html"
@@ -86,18 +96,13 @@ def write_report(
     return page
 
 
-def _sections(
-    recipe: Recipe | None,
-    results: EvaluationResults,
-    records: Sequence[DocumentRecord],
-    history: Sequence[Mapping[str, Any]],
-    figures: Mapping[str, Path],
-    model_facts: Mapping[str, Any],
-) -> list[Section]:
-    tasks = tasks_of(results)
+def _sections(recipe: Recipe | None, results: EvaluationResults, data: RunData, drawn: Drawn) -> list[Section]:
+    tasks, records = tasks_of(results), data.records
+    captions = picture_captions([data], results)
+    pictures = {name: Picture(path, captions[name]) for name, path in drawn.first.items()}
     worst = "tuned" if "tuned" in systems_of(results) else "base"
     sections = [
-        *_score_sections(results, figures, across=recipe is None),
+        *_score_sections(results, _named(pictures, "performance_comparison"), across=recipe is None),
         Section(
             "Comparisons",
             "comparisons",
@@ -109,22 +114,22 @@ def _sections(
         Section(
             "Confusion matrices",
             "confusion",
-            _pictures(figures, {f"confusion_{sanitize_name(t)}": f"Targets by answers on {t}." for t in tasks}),
+            _named(pictures, *(f"confusion_{sanitize_name(task)}" for task in tasks)),
             confusion_tables(results),
         ),
         Section(
             "Training",
             "training",
-            _pictures(figures, {"training_curves": curves_caption(history), "gpu_utilization": HARDWARE_CAPTION}),
-            paragraphs=() if "training_curves" in figures else ("No training history was recorded.",),
+            _named(pictures, "training_curves", "curriculum_comparison", "gpu_utilization", "efficiency_comparison"),
+            paragraphs=[
+                *(() if "training_curves" in pictures else ("No training history was recorded.",)),
+                *not_drawn(drawn.left_out),
+            ],
         ),
         Section(
             "Calibration",
             "calibration",
-            _pictures(
-                figures,
-                {f"calibration_{sanitize_name(t)}": f"Share right by probability of the answer, {t}." for t in tasks},
-            ),
+            _named(pictures, *(f"calibration_{sanitize_name(task)}" for task in tasks)),
             paragraphs=_calibration_words(results),
         ),
         Section("Data and licences", "data", tables=_present(licence_table(results))),
@@ -139,7 +144,7 @@ def _sections(
             "Run facts",
             "facts",
             tables=_present(
-                facts_table(_facts(results, model_facts)), time_table(results), counts_table(results.counts)
+                facts_table(_facts(results, data.facts)), time_table(results), counts_table(results.counts)
             ),
         ),
         Section("Recipe", "recipe", code=_yaml(recipe) if recipe is not None else ""),
@@ -147,10 +152,9 @@ def _sections(
     return [section for section in sections if not section.empty]
 
 
-def _score_sections(results: EvaluationResults, figures: Mapping[str, Path], *, across: bool) -> list[Section]:
+def _score_sections(results: EvaluationResults, pictures: list[Picture], *, across: bool) -> list[Section]:
     """Scores of all tasks in one section, or with several tasks an overview and then a section each."""
     tasks = tasks_of(results)
-    pictures = _pictures(figures, {"performance_comparison": comparison_caption(results)})
     overview = overview_table(results)
     if overview is None:
         return [
@@ -175,8 +179,8 @@ def _present(*tables: Table | None) -> list[Table]:
     return [table for table in tables if table is not None]
 
 
-def _pictures(figures: Mapping[str, Path], wanted: Mapping[str, str]) -> list[Picture]:
-    return [Picture(figures[stem], alt) for stem, alt in wanted.items() if stem in figures]
+def _named(pictures: Mapping[str, Picture], *names: str) -> list[Picture]:
+    return [pictures[name] for name in names if name in pictures]
 
 
 def _calibration_words(results: EvaluationResults) -> list[str]:
@@ -220,23 +224,6 @@ def _fenced(code: str) -> str:
     return f"{fence}yaml\n{code.rstrip()}\n{fence}"
 
 
-def _latex(results: EvaluationResults, heading: str) -> str:
-    tasks = tasks_of(results)
-    tables = [
-        *score_tables(results),
-        *_present(*(rules_table(results, task) for task in tasks)),
-        *comparisons_tables(results, "flare_strict"),
-        *published_tables(results, tasks),
-        *_present(*(per_class_table(results, task) for task in tasks), overlap_table(results)),
-    ]
-    return _latex_file(tables, heading)
-
-
-def _latex_file(tables: Iterable[Table], heading: str) -> str:
-    comment = " ".join(heading.split())
-    return "\n\n".join([f"% {comment}\n% Needs \\usepackage{{booktabs,graphicx}}.", *map(latex_table, tables)]) + "\n"
-
-
 def _write_flare(run_path: Path, tables: Sequence[Table], heading: str) -> None:
     """FLARE's table in files of its own; none of an earlier report stay where there is no such table."""
     files = {name: run_path / f"results-flare.{name}" for name in ("tex", "md")}
@@ -244,7 +231,7 @@ def _write_flare(run_path: Path, tables: Sequence[Table], heading: str) -> None:
         for file in files.values():
             file.unlink(missing_ok=True)
         return
-    files["tex"].write_text(_latex_file(tables, heading), encoding="utf-8")
+    files["tex"].write_text(latex_file(tables, heading), encoding="utf-8")
     parts = [f"# {markdown_text(heading)}", *(part for table in tables for part in _markdown_parts(table))]
     files["md"].write_text("\n\n".join([*parts, f"*{DISCLAIMER}*"]) + "\n", encoding="utf-8")
 

@@ -10,7 +10,7 @@ from datetime import date
 import numpy as np
 from matplotlib.figure import Figure
 
-from fintune.reporting.figures import BLUE, GREY, ORANGE
+from fintune.reporting.styles import BLUE, GREY, ORANGE
 from fintune.tasks.weekly import History, Week, cutoff_day
 from fintune.tasks.weekly.calendar import WEEK
 from fintune.tasks.weekly.history import known_path
