@@ -67,6 +67,7 @@ _QUANTITIES: tuple[tuple[str, _Read], ...] = (
     ("Trained parameters, millions", _fact("trainable_parameters", 1e6)),
     ("Answering, ms a document", _answering),
 )
+_SETTINGS = (("Device", "device"), ("Quantisation", "quantization"), ("Activations", "activations"))
 
 
 def efficiency_comparison(runs: Sequence[RunData]) -> Figure | None:
@@ -87,22 +88,16 @@ def efficiency_comparison(runs: Sequence[RunData]) -> Figure | None:
 
 
 def efficiency_table(runs: Sequence[RunData]) -> Table | None:
-    """The quantities of the figure by run, and on what device."""
+    """The quantities of the figure, a column a run, and on what device."""
     shown = [(title, read) for title, read in _QUANTITIES if any(read(run) is not None for run in runs)]
     if not shown:
         return None
-    rows = tuple(
-        (
-            run.name,
-            str(run.facts.get("device", "–")),
-            str(run.facts.get("quantization", "–")),
-            *("–" if (value := read(run)) is None else _number(value) for _, read in shown),
-        )
-        for run in runs
+    rows = (
+        *((name, *(str(run.facts.get(key, "–")) for run in runs)) for name, key in _SETTINGS),
+        *((title, *("–" if (v := read(run)) is None else _number(v) for run in runs)) for title, read in shown),
     )
-    columns = ("Run", "Device", "Quantisation", *(title for title, _ in shown))
     note = "Times on different devices do not compare. Memory is what the process held at most."
-    return Table("efficiency", "What training took", columns, rows, text_columns=3, note=note)
+    return Table("efficiency", "What training took", ("Quantity", *(run.name for run in runs)), rows, note=note)
 
 
 def _of_several(runs: Sequence[RunData]) -> list[_Panel]:

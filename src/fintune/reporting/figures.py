@@ -203,7 +203,7 @@ def _draw_confusion(axes: Axes, result: TaskResult, some_missing: bool) -> None:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(result.confusion):
         for j, count in enumerate(row[: len(columns)]):
-            axes.text(j, i, f"{count:,}", ha="center", va="center", color="white" if shares[i][j] > 0.5 else INK)
+            axes.text(j, i, f"{count:,}", ha="center", va="center", color="white" if shares[i][j] > 0.6 else INK)
     slanted = len(columns) > 4 or max(map(len, columns)) > 9
     names = [shortened(label, 18) for label in columns]
     axes.set_xticks(range(len(columns)), names, rotation=35 if slanted else 0, ha="right" if slanted else "center")

@@ -1,15 +1,21 @@
-"""The report as one self-contained HTML page: images and style inside, every text escaped, no outside request."""
+"""The report as one self-contained HTML page: images, style and script inside, every text escaped, no outside request.
+
+Its content security policy lets in nothing but these: style and script by their hashes, images as data.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from fintune.reporting.documents import Documents
 from fintune.reporting.tables import Table
 
 
@@ -28,7 +34,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what belongs under it, in the order pictures, tables, paragraphs, code."""
+    """A heading with what belongs under it, in the order pictures, tables, paragraphs, documents, code."""
 
     title: str
     anchor: str
@@ -36,25 +42,54 @@ class Section:
     tables: Sequence[Table] = ()
     paragraphs: Sequence[str] = ()
     code: str = ""
+    documents: Documents | None = None
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to show."""
-        return not (self.pictures or self.tables or self.paragraphs or self.code)
+        return not (self.pictures or self.tables or self.paragraphs or self.code or self.documents)
 
 
 def render_html(*, title: str, subtitle: str, verdict: Sequence[str], sections: Sequence[Section], footer: str) -> str:
     """The whole page as text."""
-    return _template().render(title=title, subtitle=subtitle, verdict=verdict, sections=sections, footer=footer)
+    style = _part("report.css")
+    script = _part("documents.js") if any(section.documents for section in sections) else Markup("")
+    allowed = {"img-src": "data:", "style-src": _hash(style), **({"script-src": _hash(script)} if script else {})}
+    rules = ["default-src 'none'", *(f"{kind} {what}" for kind, what in allowed.items())]
+    policy = Markup("; ".join([*rules, "base-uri 'none'", "form-action 'none'"]))
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            subtitle=subtitle,
+            verdict=verdict,
+            sections=sections,
+            footer=footer,
+            style=style,
+            script=script,
+            policy=policy,
+        )
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 @cache
-def _template() -> Template:
-    environment = Environment(
+def _part(name: str) -> Markup:
+    """A file of ours that goes into the page as it is."""
+    loader, environment = PackageLoader("fintune.reporting"), _environment()
+    return Markup(loader.get_source(environment, name)[0])
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader("fintune.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from fintune.reporting.tables import Table
 
-LATEX_LETTERS = {
+_LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
     "}": r"\}",
@@ -27,6 +28,16 @@ LATEX_LETTERS = {
     "†": r"\textdagger{}",
     "±": r"\ensuremath{\pm}",
 }
+# Letters of Latin-1 and Latin Extended-A that LaTeX's first encoding, OT1, lacks, and what is set instead.
+_OT1_LACKS = {
+    "«": "<<", "»": ">>", "Ð": "D", "ð": "d", "Þ": "Th", "þ": "th", "Đ": "D", "đ": "d", "Ŋ": "Ng", "ŋ": "ng",
+    "Ą": "A", "ą": "a", "Ę": "E", "ę": "e", "Į": "I", "į": "i", "Ų": "U", "ų": "u",
+    "‹": "<", "›": ">", "‚": ",", "„": ",,",
+}  # fmt: skip
+_NO_ENCODING_HAS = frozenset("ĦħĸĿŀŉŦŧſ")  # of these two blocks
+_FURTHER_GLYPHS = frozenset("‘’“”–—…•†‡€™−")
+NO_GLYPH, NOT_IN_OT1 = r"\fintuneletter", r"\fintuneaccent"
+"""Macros with a letter and its stand-in, which ``latex`` defines by what the engine can set."""
 _PAGE_CHARACTERS = 80
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~$!&])")
 
@@ -37,8 +48,29 @@ def markdown_text(text: str) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Text that LaTeX sets literally, on one line."""
-    return "".join(LATEX_LETTERS.get(character, character) for character in " ".join(text.split()))
+    """Text that LaTeX sets literally, on one line; what an engine cannot set gets a stand-in."""
+    return "".join(map(_latex_letter, " ".join(text.split())))
+
+
+def _latex_letter(letter: str) -> str:
+    if letter in _LATEX:
+        return _LATEX[letter]
+    if letter in _OT1_LACKS:
+        return rf"{NOT_IN_OT1}{{{letter}}}{{{latex_text(_OT1_LACKS[letter])}}}"
+    latin = "\u00a0" <= letter <= "\u017f" and letter not in _NO_ENCODING_HAS
+    if letter.isascii() or latin or letter in _FURTHER_GLYPHS:
+        return letter if letter.isprintable() or letter == "\u00a0" else ""
+    return rf"{NO_GLYPH}{{{letter}}}{{{_stand_in(letter)}}}"
+
+
+def _stand_in(letter: str) -> str:
+    """The letter without its accents, if that is plain; nothing for what is not seen; else its code point."""
+    if unicodedata.category(letter) in ("Mn", "Me", "Cf"):
+        return ""
+    plain = "".join(part for part in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(part))
+    if plain != letter and plain.isascii() and plain.isprintable():
+        return latex_text(plain)
+    return f"[U+{ord(letter):04X}]"
 
 
 def markdown_table(table: Table) -> str:
@@ -86,4 +118,6 @@ def _pipes(cells: Iterable[str]) -> str:
 
 
 def _ampersands(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    row = " & ".join(cells) + r" \\"
+    # After the end of a row, LaTeX would take a bracket or a star for an option of that end.
+    return "{}" + row if row.startswith(("[", "*")) else row

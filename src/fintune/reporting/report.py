@@ -14,11 +14,13 @@ from fintune.reporting.backtest import backtest_sections
 from fintune.reporting.beside import published_table
 from fintune.reporting.between import pair_sentences, published_beside_each
 from fintune.reporting.captions import not_drawn, picture_captions
+from fintune.reporting.documents import documents_of
 from fintune.reporting.flare import flare_tables
 from fintune.reporting.gallery import Drawn, write_figures
 from fintune.reporting.html import Picture, Section, render_html
 from fintune.reporting.latex import latex_file, results_tables
 from fintune.reporting.markup import markdown_table, markdown_text
+from fintune.reporting.places import model_without_places, without_places
 from fintune.reporting.run_data import RunData, adapter_bytes, stage_results
 from fintune.reporting.scores import (
     comparisons_tables,
@@ -64,11 +66,15 @@ def write_report(
         results: aggregates, comparisons, licences and overlap.
         records: one record for each document and system, for the worst errors and calibration.
         history: lines of ``metrics.jsonl``; may be empty.
-        model_facts: anything worth stating about model, hardware and versions, in reading order.
+        model_facts: anything worth stating about model, hardware and versions, in reading order. Absolute paths in
+            them, in the recipe and in the results are cut to their last part.
         title: title of the page; when left out the recipe's own title or name, or else a general one.
         other_ranks: the history of further processes of the run, by rank.
     """
     documents = [record for record in records if record.protocol == "robust"]
+    sources = tuple(model_without_places(one, "source", "split_note") for one in results.data)
+    results = model_without_places(results, "model", "adapter", "counts").model_copy(update={"data": sources})
+    model_facts = without_places(model_facts)
     run_path.mkdir(parents=True, exist_ok=True)
     run = RunDirectory(run_path)
     data = RunData(
@@ -98,6 +104,7 @@ def write_report(
 
 def _sections(recipe: Recipe | None, results: EvaluationResults, data: RunData, drawn: Drawn) -> list[Section]:
     tasks, records = tasks_of(results), data.records
+    shows_texts = recipe is None or recipe.report.documents
     captions = picture_captions([data], results)
     pictures = {name: Picture(path, captions[name]) for name, path in drawn.first.items()}
     worst = "tuned" if "tuned" in systems_of(results) else "base"
@@ -139,7 +146,13 @@ def _sections(recipe: Recipe | None, results: EvaluationResults, data: RunData, 
             tables=_present(overlap_table(results)),
             paragraphs=() if results.overlap else ("Overlap between training and test was not measured.",),
         ),
-        Section("Worst errors", "errors", tables=_present(*(errors_table(records, task, worst) for task in tasks))),
+        Section("Documents", "documents", documents=documents_of(records) if shows_texts else None),
+        Section(
+            "Worst errors",
+            "errors",
+            tables=_present(*(errors_table(records, task, worst) for task in tasks)) if shows_texts else (),
+            paragraphs=() if shows_texts else ("The recipe keeps the texts of documents out of the report.",),
+        ),
         Section(
             "Run facts",
             "facts",
@@ -201,7 +214,7 @@ def _facts(results: EvaluationResults, model_facts: Mapping[str, Any]) -> dict[s
 def _yaml(recipe: Recipe) -> str:
     import yaml
 
-    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    return str(yaml.safe_dump(without_places(recipe.model_dump(mode="json")), sort_keys=False, allow_unicode=True))
 
 
 def _markdown(

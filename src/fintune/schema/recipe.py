@@ -310,6 +310,9 @@ class ReportSection(_Section):
 
     enabled: bool = Field(True, description="Write HTML, Markdown, LaTeX, figures and the model card.")
     title: str | None = Field(None, description="Title of the report; null takes the recipe's name.")
+    documents: bool = Field(
+        True, description="Put every document with its answers on the page; false where texts must not be passed on."
+    )
 
 
 class StageSection(_Section):
