@@ -70,7 +70,7 @@ def figures(
     data = [read_run(_existing(path), name) for name, path in named_runs.items()]
     folder = Path(output_dir) if output_dir is not None else next(iter(named_runs.values())) / "figures"
     with writing(folder):
-        drawn = write_figures(folder, data, list(dict.fromkeys(formats)))
+        drawn = write_figures(folder, data, [kind for kind in known if kind in formats])
         if not drawn.files:
             places = ", ".join(map(str, named_runs.values()))
             raise RunError(f"There is nothing to draw in {places}.", "Train or evaluate first, then try again.")

@@ -8,8 +8,9 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import fintune.reporting.hardware as hardware
-from fintune.reporting.figures import write_figures
+from fintune.reporting.gallery import write_figures
 from fintune.reporting.hardware import gpu_utilization
+from fintune.reporting.run_data import read_run
 from fintune.schema.run_directory import RunDirectory
 
 
@@ -62,20 +63,14 @@ def test_processes_differ_without_colour():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["rank 0", "rank 1", "rank 2", "rank 3"]
 
 
-def test_it_is_written_from_a_run_directory_at_300_dpi(tmp_path, results):
+def test_it_is_written_from_a_run_directory_at_300_dpi(tmp_path):
     from PIL import Image
 
     place = RunDirectory(tmp_path)
     place.metrics_of(1).parent.mkdir()
     for rank in (0, 1):
         place.metrics_of(rank).write_text("".join(json.dumps(row) + "\n" for row in rows(rank)))
-    found = write_figures(
-        tmp_path / "figures",
-        results=results,
-        records=[],
-        history=place.read_history(),
-        other_ranks=place.read_other_ranks(),
-    )
+    found = write_figures(tmp_path / "figures", [read_run(place)]).first
     assert {"gpu_utilization", "training_curves"} <= set(found)
     with Image.open(found["gpu_utilization"]) as image:
         assert [round(dots) for dots in image.info["dpi"]] == [300, 300]

@@ -12,11 +12,14 @@ COMMANDS = re.compile(
     r"\\(?:textbackslash|textasciicircum|textasciitilde|textless|textgreater|textbar|textdagger|ldots)\{\}|\\ensuremath\{(?:-|\\pm)\}|\\[{}$&#_%]"
 )
 
+# A letter that is not ASCII with its stand-in, which is set as one of the two.
+STAND_IN = re.compile(r"\\fintune(?:letter|accent)\{[^\x00-\x7f]\}\{((?:[^{}]|\{\})*)\}")
+
 
 @settings(deadline=None)
 @given(st.text())
 def test_latex_holds_no_live_special_character(text):
-    assert not set("\\{}$&#^_~%") & set(COMMANDS.sub("", latex_text(text)))
+    assert not set("\\{}$&#^_~%") & set(COMMANDS.sub("", STAND_IN.sub(r"\1", latex_text(text))))
 
 
 @settings(deadline=None)

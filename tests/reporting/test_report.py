@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from fintune.reporting import write_report
-from fintune.reporting.figures import _smoothed, curves_caption, training_curves
+from fintune.reporting.curves import curves_caption, smoothed, training_curves
 from fintune.reporting.scores import comparisons_tables, systems_tables
 from fintune.reporting.tables import counts_table, facts_table
 from fintune.schema.results import EvaluationResults
@@ -17,7 +17,7 @@ NASTY = '<script>alert("x")</script> {{ 7 * 7 }} | $\\frac$ & 100% _up_ #1'
 class Page(HTMLParser):
     """Collects tags, attributes and visible text, and checks that tags nest."""
 
-    VOID = frozenset({"meta", "img", "br", "link"})
+    VOID = frozenset({"meta", "img", "br", "link", "input"})
 
     def __init__(self, text):
         super().__init__()
@@ -50,7 +50,7 @@ def run(tmp_path_factory, recipe, results, records, history, model_facts):
 def test_the_page_stands_alone(run):
     page = Page((run / "report.html").read_text(encoding="utf-8"))
     names = [tag for tag, _ in page.tags]
-    assert "script" not in names and "link" not in names
+    assert names.count("script") == 2 and "link" not in names  # the documents, and what shows them
     images = [a for tag, a in page.tags if tag == "img"]
     assert len(images) == 4 and all(a["alt"] for a in images)
     for attributes in images:
@@ -113,14 +113,14 @@ def test_before_and_after_differ_in_greyscale(run):
     """Base and tuned are told apart without colour: their fills differ by far more than two printed greys."""
     from matplotlib.colors import to_rgb
 
-    from fintune.reporting.figures import _BARS
+    from fintune.reporting.styles import BARS
 
     def luminance(system):
-        r, g, b = to_rgb(_BARS[system][0])
+        r, g, b = to_rgb(BARS[system][0])
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
     assert abs(luminance("base") - luminance("tuned")) > 0.25
-    assert len({hatch for _, hatch in _BARS.values()}) >= 4
+    assert len({hatch for _, hatch in BARS.values()}) >= 4
 
 
 def test_markdown_links_its_figures_and_tables_are_even(run):
@@ -151,7 +151,8 @@ def test_text_stays_text_in_every_output(tmp_path, recipe, model_facts, make_rec
         title=NASTY,
     )
     parsed = Page(page.read_text(encoding="utf-8"))
-    assert "script" not in [tag for tag, _ in parsed.tags] and "b" not in [tag for tag, _ in parsed.tags]
+    names = [tag for tag, _ in parsed.tags]
+    assert names.count("script") == 2 and "b" not in names
     assert parsed.text.count(NASTY) >= 3
     assert "{{ 7 * 7 }}" in parsed.text and "{{ 49 }}" not in parsed.text
     assert (tmp_path / "figures" / "confusion_odd-task.png").is_file()
@@ -207,10 +208,10 @@ def test_the_caption_names_the_panels_drawn(history):
 
 def test_smoothing_does_not_lag_or_follow_spikes():
     ramp = [float(i) for i in range(40)]
-    assert _smoothed(ramp) == ramp
+    assert smoothed(ramp) == ramp
     spiked = [1.0] * 40
     spiked[20] = 100.0
-    assert _smoothed(spiked) == [1.0] * 40
+    assert smoothed(spiked) == [1.0] * 40
 
 
 def test_an_empty_run_still_gets_a_page(tmp_path, recipe):

@@ -27,14 +27,14 @@ def figures(
 ) -> None:
     """Draw the figures of one or several runs, and write their tables as LaTeX."""
     from fintune.drawing import figures as draw
+    from fintune.reporting.captions import not_drawn
 
     output: Output = context.obj
     with output.quiet_stdout():
         drawn = draw(named_places(runs), output_dir=output_dir, formats=formats or ("png", "pdf"))
     for name, files in drawn.files.items():
         output.say(f"{name}  {', '.join(file.name for file in files)}")
-    for name, reason in drawn.left_out.items():
-        output.say(f"left out: {name}: {reason}")
+    output.say(*not_drawn(drawn.left_out))
     if drawn.tables is not None:
         output.say(f"tables   {drawn.tables}")
     output.say(f"document {drawn.document}  (compile it with pdflatex)")

@@ -31,7 +31,7 @@ _OF_SEVERAL = (
     ("Gradient norm", "grad_norm"),
 )
 _WINDOW = 7
-_MIN_SMOOTHED = 20
+MIN_SMOOTHED = 20
 _MARKERS_A_LINE = 6
 _Panel = tuple[str, list[tuple[str, str, str, tuple[list[float], list[float]]]]]
 
@@ -65,7 +65,7 @@ def curves_of_runs(histories: Mapping[str, History]) -> Figure | None:
     names = list(histories)
     for axes, (title, key, found) in zip(grid, drawn, strict=True):
         for name, (steps, values) in found.items():
-            smooth = key in ("loss", "grad_norm") and len(values) >= _MIN_SMOOTHED
+            smooth = key in ("loss", "grad_norm") and len(values) >= MIN_SMOOTHED
             draw_run(axes, names.index(name), name, steps, smoothed(values) if smooth else values)
         axes.set(title=title, xlabel="optimiser step")
         with_grid(axes)
@@ -103,7 +103,7 @@ def curves_caption(history: History) -> str:
     names = [title for title, _ in _panels(history)]
     names = names[:1] + [name.lower() for name in names[1:]]
     listed = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
-    many = len(series(history, "loss")[0]) >= _MIN_SMOOTHED
+    many = len(series(history, "loss")[0]) >= MIN_SMOOTHED
     return f"{listed} by optimiser step." + (
         f" The dark line is a running median of {_WINDOW} logged steps, centred." if many else ""
     )
@@ -148,5 +148,5 @@ def _draw_series(axes: Axes, key: str, name: str, colour: str, steps: list[float
         axes.plot(steps, values, color=colour, marker=marker, linestyle=dash, markersize=4, label=name)
         return
     axes.plot(steps, values, color=colour, linewidth=0.8 if key == "loss" else 1.1, label=name)
-    if key == "loss" and len(values) >= _MIN_SMOOTHED:
+    if key == "loss" and len(values) >= MIN_SMOOTHED:
         axes.plot(steps, smoothed(values), color=INK, linewidth=1.4, label=f"training, median of {_WINDOW}")

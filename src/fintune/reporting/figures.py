@@ -7,6 +7,7 @@ interface, so no global state, no display and no pyplot.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 from matplotlib.axes import Axes
@@ -16,11 +17,12 @@ from fintune.metrics.calibration import reliability_table
 from fintune.reporting.styles import BLUE, INK, ORANGE, bar_style, line_style, with_grid
 from fintune.reporting.tables import MISSING
 from fintune.reporting.wording import metric_in_sentence, metric_name, shortened, system_name, systems_of, tasks_of
-from fintune.schema.results import DocumentRecord, EvaluationResults, TaskResult
+from fintune.schema.results import DocumentRecord, Estimate, EvaluationResults, TaskResult
 
 _TASKS_A_PANEL = 3
 _LEGEND_CHARACTERS, _KEY_CHARACTERS = 120, 8
 MOST_SHOWN = 6
+_LINE = 14
 _RELIABILITY = {"base": (ORANGE, "s", "--"), "tuned": (BLUE, "o", "-")}
 
 
@@ -37,15 +39,16 @@ def performance_comparison(results: EvaluationResults) -> Figure | None:
     figure = Figure(figsize=(7.2, 3.1 if n_rows == 1 else 0.5 + 2.1 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for axes, (title, scores) in zip(grid, panels, strict=False):
-        for index, system in enumerate(systems):
-            _draw_bars(axes, results, scores, system, index, systems)
+        for position, score in enumerate(scores):
+            _draw_cluster(axes, results, score, position, systems, with_values=_bars_in(results, scores) <= 12)
         named = title == ""
         axes.set_xticks(
             range(len(scores)),
-            [shortened(task, 24) + (f"\n{metric_in_sentence(metric)}" if named else "") for task, metric in scores],
+            [_broken(task) + (f"\n{metric_in_sentence(metric)}" if named else "") for task, metric in scores],
         )
         axes.tick_params(axis="x", length=0)
         axes.set_title(title)
+        axes.set_xlim(-0.6, len(scores) - 0.4)
         if _are_shares(results, scores):
             axes.set(ylim=(0, 1.08), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1.0])
         else:
@@ -174,27 +177,55 @@ def _spare_look(shown: Sequence[str], system: str) -> tuple[str, str, str]:
     return style.colour, style.marker, style.dash
 
 
-def _draw_bars(
-    axes: Axes, results: EvaluationResults, scores: list[tuple[str, str]], system: str, index: int, systems: list[str]
+def _scored(results: EvaluationResults, score: tuple[str, str], systems: Sequence[str]) -> dict[str, Estimate]:
+    task, metric = score
+    found = {system: results.find(task, system) for system in systems}
+    return {system: one.metrics[metric] for system, one in found.items() if one is not None and metric in one.metrics}
+
+
+def _bars_in(results: EvaluationResults, scores: Sequence[tuple[str, str]]) -> int:
+    """Room for bars: as many in every cluster as in the fullest."""
+    return len(scores) * max(len(_scored(results, score, systems_of(results))) for score in scores)
+
+
+def _draw_cluster(
+    axes: Axes,
+    results: EvaluationResults,
+    score: tuple[str, str],
+    position: int,
+    systems: Sequence[str],
+    *,
+    with_values: bool,
 ) -> None:
-    n_systems = len(systems)
-    width = 0.84 / n_systems
-    colour, hatch = bar_style(system, systems)
-    label: str | None = system_name(system)
-    for position, (task, metric) in enumerate(scores):
-        result = results.find(task, system)
-        if result is None or metric not in result.metrics:
-            continue
-        estimate = result.metrics[metric]
-        x = position + (index - (n_systems - 1) / 2) * width
-        top = estimate.value if estimate.high is None else estimate.high
+    """The bars of one score side by side around ``position``: of the systems that have it, without gaps for others."""
+    estimates = _scored(results, score, systems)
+    width = 0.84 / max(2, len(estimates))
+    known = axes.get_legend_handles_labels()[1]
+    for index, (system, estimate) in enumerate(estimates.items()):
+        colour, hatch = bar_style(system, systems)
+        x = position + (index - (len(estimates) - 1) / 2) * width
+        name = system_name(system)
+        label = None if name in known else name  # one legend entry a system
         axes.bar(x, estimate.value, 0.9 * width, color=colour, hatch=hatch, edgecolor=INK, linewidth=0.6, label=label)
-        label = None  # one legend entry a system
         if estimate.low is not None and estimate.high is not None:
             reach = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
             axes.errorbar(x, estimate.value, reach, color=INK, linewidth=1, capsize=2)
-        if len(scores) * n_systems <= 12:
-            axes.text(x, top + 0.012, f"{estimate.value:.2f}", ha="center", va="bottom", fontsize=7)
+        if with_values:
+            top = estimate.value if estimate.high is None else estimate.high
+            axes.annotate(
+                *(f"{estimate.value:.2f}", (x, top)),
+                xytext=(0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=7,
+            )  # fmt: skip
+
+
+def _broken(task: str) -> str:
+    """A task's name in lines of some letters, broken behind a dash."""
+    lines = [""]
+    for part in re.findall(r"[^_@-]*[_@-]?", shortened(task, 36)):
+        if lines[-1] and len(lines[-1]) + len(part) > _LINE:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _draw_confusion(axes: Axes, result: TaskResult, some_missing: bool) -> None:

@@ -84,6 +84,7 @@ def _wanted(runs: Sequence[RunData]) -> tuple[dict[str, tuple[_Wanted, str]], di
         records: Sequence[DocumentRecord] = run.records
         training, gpus = training_curves(run.history), gpu_utilization(run.history, run.other_ranks)
         systems: list[str] = []
+        unlike: dict[str, str] = {}
         reasons: dict[str, str] = {}
     else:
         results, records, unlike = together(runs)
@@ -97,7 +98,7 @@ def _wanted(runs: Sequence[RunData]) -> tuple[dict[str, tuple[_Wanted, str]], di
         "gpu_utilization": (lambda: gpus, _NO_GPU),
         "performance_comparison": (lambda: performance_comparison(results), _NO_SCORES),
         "efficiency_comparison": (lambda: efficiency_comparison(runs), _NO_COST),
-        "curriculum_comparison": (lambda: curriculum_comparison(runs), _NO_STAGES),
+        "curriculum_comparison": (lambda: curriculum_comparison(runs, unlike), _NO_STAGES),
     }
     for task in tasks_of(results):
         wanted |= _of_task(results, records, task, systems)

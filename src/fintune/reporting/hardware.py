@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fintune.reporting.curves import History, draw_run, run_legend
+from fintune.reporting.curves import MIN_SMOOTHED, History, draw_run, run_legend, smoothed
 from fintune.reporting.styles import with_grid
 
-HARDWARE_CAPTION = "What the GPU reported of itself, throughput, and the share of its peak that the model used."
+HARDWARE_CAPTION = (
+    "What the GPU reported of itself, throughput, and the share of its peak that the model used; of one process or of "
+    "several runs, the dark lines of the last two are running medians."
+)
 _GIB = 2**30
 # Title, key of the lines, what its values are divided by.
 _PANELS = (
@@ -25,6 +28,8 @@ _PANELS = (
     ("Tokens of samples a second", "tokens_per_s", 1),
     ("Model FLOP utilisation, %", "mfu", 0.01),
 )
+_UNEVEN = _PANELS[4:]
+"""What differs from step to step with the lengths of samples; a running median shows its course."""
 _STYLES = (("#222222", "-"), ("#8a8a8a", "--"), ("#555555", ":"), ("#b0b0b0", "-."))
 
 
@@ -42,7 +47,11 @@ def gpu_utilization(history: History, others: Mapping[int, History] | None = Non
     figure, grid = _grid(drawn)
     for axes, panel in zip(grid, drawn, strict=True):
         for rank, rows in ranks.items():
-            _draw(axes, rank, *_points(rows, *panel[1:]))
+            steps, values = _points(rows, *panel[1:])
+            if len(ranks) == 1 and _is_uneven(panel, values):
+                axes.plot(steps, values, color="#b0b0b0", linewidth=0.6)
+                values = smoothed(values)
+            _draw(axes, rank, steps, values)
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     if len(ranks) > 1:
         figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(8, len(ranks)))
@@ -59,10 +68,14 @@ def gpus_of_runs(histories: Mapping[str, History]) -> Figure | None:
         for index, (name, rows) in enumerate(histories.items()):
             steps, values = _points(rows, *panel[1:])
             if steps:
-                draw_run(axes, index, name, steps, values)
+                draw_run(axes, index, name, steps, smoothed(values) if _is_uneven(panel, values) else values)
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     run_legend(figure, grid)
     return figure
+
+
+def _is_uneven(panel: tuple[str, str, float], values: Sequence[float]) -> bool:
+    return panel in _UNEVEN and len(values) >= MIN_SMOOTHED
 
 
 def _drawn(histories: Sequence[History]) -> list[tuple[str, str, float]]:

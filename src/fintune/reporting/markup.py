@@ -53,13 +53,15 @@ def latex_text(text: str) -> str:
 
 
 def _latex_letter(letter: str) -> str:
+    if unicodedata.category(letter) in ("Cc", "Cs"):
+        return ""
     if letter in _LATEX:
         return _LATEX[letter]
     if letter in _OT1_LACKS:
         return rf"{NOT_IN_OT1}{{{letter}}}{{{latex_text(_OT1_LACKS[letter])}}}"
     latin = "\u00a0" <= letter <= "\u017f" and letter not in _NO_ENCODING_HAS
     if letter.isascii() or latin or letter in _FURTHER_GLYPHS:
-        return letter if letter.isprintable() or letter == "\u00a0" else ""
+        return letter
     return rf"{NO_GLYPH}{{{letter}}}{{{_stand_in(letter)}}}"
 
 

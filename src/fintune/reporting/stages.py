@@ -6,7 +6,7 @@ in the marker, and which run in its row, so that the figure reads without colour
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -34,12 +34,12 @@ class _Point:
     estimate: Estimate
 
 
-def curriculum_comparison(runs: Sequence[RunData]) -> Figure | None:
-    """Loss on the left, scores on the right; None where no run has several stages."""
+def curriculum_comparison(runs: Sequence[RunData], without: Collection[str] = ()) -> Figure | None:
+    """Loss on the left, scores on the right, but of the tasks ``without``; None where no run has several stages."""
     if not any(len(run.stages) > 1 for run in runs):
         return None
     trained = {run.name: xy for run in runs if (xy := series(run.history, "loss"))[0]}
-    tasks = _tasks(runs)
+    tasks = [task for task in _tasks(runs) if task not in without]
     n_panels = bool(trained) + bool(tasks)
     if not n_panels:
         return None
@@ -127,7 +127,7 @@ def _draw_point(axes: Axes, point: _Point, height: float) -> None:
     one = point.estimate
     if one.low is not None and one.high is not None:
         axes.plot([one.low, one.high], [height, height], color=INK, linewidth=1)
-    looks = {-1: ("x", GREY, "base"), None: ("o", INK, "at the end")}
+    looks = {-1: ("D", GREY, "base"), None: ("o", INK, "at the end")}
     marker, face, label = looks.get(point.place, ("s", "white", "after an earlier stage"))
     known = axes.get_legend_handles_labels()[1]
     axes.plot(
