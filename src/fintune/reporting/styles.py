@@ -38,7 +38,7 @@ SPARE_BARS = (
     ("#eeeeee", "----"),
     (GREEN, "...."),
     ("#ffffff", "xxxx"),
-    (_YELLOW, "++++"),
+    (_YELLOW, "OO"),
     ("#c8c8c8", "**"),
 )
 _LINE_COLOURS = (BLUE, "#D55E00", INK, GREEN)
