@@ -284,8 +284,12 @@ def load(
     return load_predictor(path, device=where, quantization=quantization, needs_template=False)
 
 
-def report(run_dir: str | Path) -> Path:
+def report(run_dir: str | Path, *, documents: bool | None = None) -> Path:
     """Writes the report of a finished run again and returns the HTML page.
+
+    Args:
+        run_dir: run directory of a training or evaluation.
+        documents: whether the page shows the documents and their answers; what the recipe says, when None.
 
     Raises:
         RunError: the directory is no run, or was not evaluated.
@@ -295,7 +299,8 @@ def report(run_dir: str | Path) -> Path:
     run = RunDirectory(Path(run_dir))
     if not run.recipe.is_file():
         raise RunError(f"{run.path} has no recipe.yaml, so it is no run directory.", "Check the path.")
-    return write_run_report(run, load_recipe(run.recipe))
+    changes = [] if documents is None else [f"report.documents={str(documents).lower()}"]
+    return write_run_report(run, load_recipe(run.recipe, changes))
 
 
 def compare(

@@ -240,13 +240,17 @@ def predict(
 def report(
     context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory of an earlier training or evaluation.")],
+    documents: Annotated[
+        bool | None,
+        typer.Option("--documents/--no-documents", help="Texts and answers on the page; default: as the recipe says."),
+    ] = None,
 ) -> None:
     """Write the report of a run again: HTML, Markdown, LaTeX, figures and model card."""
     from fintune import api
 
     output: Output = context.obj
     with output.quiet_stdout():
-        path = api.report(run)
+        path = api.report(run, documents=documents)
     output.say(f"report   {path}")
     output.emit({"report": path})
 

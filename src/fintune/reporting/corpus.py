@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from fintune.reporting.html import Picture, Section, render_html
 from fintune.reporting.markup import markdown_table, markdown_text
-from fintune.reporting.styles import BLUE, GREEN, GREY, ORANGE, write_figure
+from fintune.reporting.styles import BLUE, GREEN, GREY, INK, ORANGE, write_figure
 from fintune.reporting.tables import Table
 from fintune.schema.run_directory import write_text_atomically
 from fintune.sources.corpus import LENGTH_EDGES, ShardRecord
@@ -40,7 +40,7 @@ _CHANGES = {
     "private": "private data replaced",
     "day": "earlier day of a repeat",
 }
-_COLOURS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
+_LOOKS = {"train": (BLUE, ""), "validation": (ORANGE, "////"), "test": (GREEN, "....")}
 _MOST_SOURCES = 20
 _NONE = "–"
 
@@ -171,13 +171,13 @@ def years_figure(shards: Sequence[ShardRecord]) -> Figure:
     known = sorted({int(year) for shard in shards for year in shard.years})
     names = [f"{year:04d}" for year in range(known[0], known[-1] + 1)] if known else []
     height = Counter[str]()
-    for split, colour in _COLOURS.items():
+    for split, (colour, hatch) in _LOOKS.items():
         found = Counter[str]()
         for shard in shards:
             if shard.name.rpartition("-")[0] == split:
                 found.update(shard.years)
         axes.bar(names, [found[name] for name in names], bottom=[height[name] for name in names], color=colour,
-                 label=split, edgecolor="white", linewidth=0.4)  # fmt: skip
+                 hatch=hatch, label=split, edgecolor=INK, linewidth=0.4)  # fmt: skip
         height.update(found)
     axes.set(title="Documents by year", ylabel="documents")
     axes.tick_params(axis="x", rotation=90 if len(names) > 12 else 0, labelsize=6 if len(names) > 24 else 8)

@@ -96,7 +96,7 @@ def _system(
         "right": "".join("1" if a is not None and a.correct else "0" for a in answers),
         "sure": [-1 if a is None or (p := answer_probability(a)) is None else round(_PER_MILLE * p) for a in answers],
         "shares": [_shares(a, choices) for a in answers],
-        "written": {number: _cut(a.output, _ANSWER_CHARACTERS) for number, a in enumerate(answers) if _says_more(a)},
+        "written": {number: more for number, a in enumerate(answers) if (more := _written(a))},
     }
 
 
@@ -107,10 +107,12 @@ def _shares(answer: DocumentRecord | None, choices: dict[str, tuple[str, ...]]) 
     return [round(_PER_MILLE * share) for share in answer.probabilities]
 
 
-def _says_more(answer: DocumentRecord | None) -> bool:
-    return answer is not None and answer.output is not None and answer.output.strip() != (answer.prediction or "")
+def _written(answer: DocumentRecord | None) -> str:
+    """The answer as given, where it says more than what was read out of it."""
+    if answer is None or answer.output is None or answer.output.strip() == (answer.prediction or ""):
+        return ""
+    return _cut(answer.output, _ANSWER_CHARACTERS)
 
 
-def _cut(text: str | None, length: int) -> str:
-    text = text or ""
+def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
