@@ -112,7 +112,7 @@ def _write_latex(folder: Path, data: Sequence[RunData], drawn: Sequence[str]) ->
     nothing = EvaluationResults(model="", adapter=None, results=())
     results = (data[0].results or nothing) if len(data) == 1 else together(data)[0]
     efficiency = efficiency_table(data)
-    tables = [*results_tables(results), *([efficiency] if efficiency is not None else [])]
+    tables = [*results_tables(results, across=len(data) > 1), *([efficiency] if efficiency is not None else [])]
     if tables:
         write_text_atomically(folder / TABLES, latex_file(tables, heading))
     captions = picture_captions(data, results)

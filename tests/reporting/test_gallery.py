@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,12 +19,13 @@ from fintune.reporting.captions import not_drawn, picture_captions
 from fintune.reporting.curves import curves_of_runs, training_curves
 from fintune.reporting.efficiency import efficiency_comparison, efficiency_table
 from fintune.reporting.figures import confusion_matrices, performance_comparison, reliability_diagram
+from fintune.reporting.gallery import write_figures
 from fintune.reporting.hardware import gpu_utilization, gpus_of_runs
 from fintune.reporting.run_data import RunData, read_run, together
-from fintune.reporting.stages import curriculum_comparison
+from fintune.reporting.stages import curriculum_comparison, tasks_beyond_shares
 from fintune.reporting.styles import BARS, SPARE_BARS, bar_style, line_style, save, styled
 from fintune.schema.errors import RecipeError, RunError
-from fintune.schema.results import TimeCost
+from fintune.schema.results import Estimate, TimeCost
 from fintune.schema.run_directory import RunDirectory, write_json, write_records
 
 ALWAYS = {"training_curves", "performance_comparison", "efficiency_comparison", "confusion_tfns", "calibration_tfns"}
@@ -164,6 +166,23 @@ def test_the_curriculum_shows_each_stage_and_where_it_ends(both):
     assert points == [one.metrics["accuracy"].value for one in found]
     assert curriculum_comparison(both[:1]) is None
     assert len(curriculum_comparison(both, {"tfns"}).axes) == 1
+
+
+def test_a_perplexity_has_no_place_among_shares(both, tmp_path):
+    """It gets an axis of its own beside other scores, and is named where there is only one axis."""
+    run = both[1]
+    tasks = {"fpb": 0.5, "news": 12.0}
+    scored = tuple(
+        one.model_copy(update={"task": task, "metrics": {"accuracy": Estimate(value=value)}})
+        for task, value in tasks.items() for one in run.results.results
+    )  # fmt: skip
+    odd = replace(run, results=run.results.model_copy(update={"results": scored}))
+    assert tasks_beyond_shares([odd]) == ["news"]
+    drawn = write_figures(tmp_path, [replace(odd, history=(), records=(), facts={}, adapter_bytes=None)])
+    assert drawn.left_out["news in curriculum_comparison"] == "its score is not between 0 and 1"
+    limits = [axes.get_ylim()[1] for axes in performance_comparison(odd.results).axes]
+    assert limits[0] == 1.08 and limits[1] > 12
+    assert "fpb" in str([text.get_text() for text in curriculum_comparison([odd]).axes[1].texts])
 
 
 def test_efficiency_has_the_values_of_the_runs(both):

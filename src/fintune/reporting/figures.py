@@ -88,7 +88,8 @@ def _score_panels(results: EvaluationResults) -> list[tuple[str, list[tuple[str,
     """Panels as a title and pairs of task and metric; without a title the metrics differ from task to task."""
     first = {task: next(r for r in results.under("robust") if r.task == task) for task in tasks_of(results)}
     pairs = [(task, result.primary) for task, result in first.items()]
-    if pairs and len(pairs) <= _TASKS_A_PANEL and all(r.scoring == "classification" for r in first.values()):
+    alike = all(r.scoring == "classification" for r in first.values()) and _are_shares(results, pairs)
+    if pairs and len(pairs) <= _TASKS_A_PANEL and alike:
         # An old results.json may lack macro F1, a hand-made one accuracy.
         return [
             (metric_name(metric), found)

@@ -16,7 +16,7 @@ from fintune.reporting.efficiency import efficiency_comparison
 from fintune.reporting.figures import MOST_SHOWN, confusion_matrices, performance_comparison, reliability_diagram
 from fintune.reporting.hardware import gpu_utilization, gpus_of_runs
 from fintune.reporting.run_data import RunData, together
-from fintune.reporting.stages import curriculum_comparison
+from fintune.reporting.stages import curriculum_comparison, tasks_beyond_shares
 from fintune.reporting.styles import Format, save, styled
 from fintune.reporting.wording import systems_of, tasks_of
 from fintune.schema.recipe import sanitize_name
@@ -27,6 +27,7 @@ _NO_GPU = "no line of metrics.jsonl has figures of a GPU"
 _NO_SCORES = "nothing was measured, or by no score that the runs share"
 _NO_COST = "facts.json has neither memory, time nor sizes"
 _NO_STAGES = "no run has several stages"
+_NO_SHARE = "its score is not between 0 and 1"
 _NO_CLASSES = "the task has no fixed set of labels"
 _NO_PROBABILITIES = "no answer has a probability"
 
@@ -100,6 +101,8 @@ def _wanted(runs: Sequence[RunData]) -> tuple[dict[str, tuple[_Wanted, str]], di
         "efficiency_comparison": (lambda: efficiency_comparison(runs), _NO_COST),
         "curriculum_comparison": (lambda: curriculum_comparison(runs, unlike), _NO_STAGES),
     }
+    if any(len(run.stages) > 1 for run in runs):
+        reasons |= {f"{task} in curriculum_comparison": _NO_SHARE for task in tasks_beyond_shares(runs)}
     for task in tasks_of(results):
         wanted |= _of_task(results, records, task, systems)
         own = systems_of(results, task)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from fintune.reporting.beside import published_tables
+from fintune.reporting.between import published_beside_each
 from fintune.reporting.markup import NO_GLYPH, NOT_IN_OT1, latex_table, latex_text
 from fintune.reporting.scores import comparisons_tables, per_class_table, rules_table, score_tables
 from fintune.reporting.tables import Table, overlap_table
@@ -25,14 +26,15 @@ _TESTS = {
 }
 
 
-def results_tables(results: EvaluationResults) -> list[Table]:
-    """The tables of an evaluation that a paper needs."""
+def results_tables(results: EvaluationResults, *, across: bool = False) -> list[Table]:
+    """The tables of an evaluation that a paper needs; published figures beside each system ``across`` runs."""
     tasks = tasks_of(results)
+    published = [table for task in tasks for table in published_beside_each(results, task)] if across else None
     found = [
         *score_tables(results),
         *(rules_table(results, task) for task in tasks),
         *comparisons_tables(results, "flare_strict"),
-        *published_tables(results, tasks),
+        *(published_tables(results, tasks) if published is None else published),
         *(per_class_table(results, task) for task in tasks),
         overlap_table(results),
     ]

@@ -39,7 +39,7 @@ def curriculum_comparison(runs: Sequence[RunData], without: Collection[str] = ()
     if not any(len(run.stages) > 1 for run in runs):
         return None
     trained = {run.name: xy for run in runs if (xy := series(run.history, "loss"))[0]}
-    tasks = [task for task in _tasks(runs) if task not in without]
+    tasks = [task for task in _tasks(runs) if task not in (*without, *tasks_beyond_shares(runs))]
     n_panels = bool(trained) + bool(tasks)
     if not n_panels:
         return None
@@ -52,6 +52,14 @@ def curriculum_comparison(runs: Sequence[RunData], without: Collection[str] = ()
         _draw_scores(grid[-1], runs, tasks)
     run_legend(figure, grid)
     return figure
+
+
+def tasks_beyond_shares(runs: Sequence[RunData]) -> list[str]:
+    """Tasks whose score is no share, such as a perplexity, and has no place on an axis from 0 to 1."""
+    results = [one for run in runs for one in (run.results, *run.stages.values()) if one is not None]
+    found = [one for several in results for one in several.under("robust")]
+    beyond = [one.task for one in found if one.primary in one.metrics and not 0 <= one.metrics[one.primary].value <= 1]
+    return list(dict.fromkeys(beyond))
 
 
 def _tasks(runs: Sequence[RunData]) -> list[str]:
