@@ -1,7 +1,8 @@
-"""Takes the pictures of the demo page in ``docs/images`` with Chromium: ``python docs/screenshots.py RUN``.
+"""Takes the pictures of pages in ``docs/images`` with Chromium: ``python docs/screenshots.py RUN``.
 
-Enters: a LoRA run on a task of sentiment. Leaves: forecast.png of the untuned SmolLM2, sentiment.png and compare.png of
-the run. Needs ``pip install -e '.[dev]'`` and a Chromium.
+Enters: a LoRA run on a task of sentiment, with its report. Leaves: forecast.png of the untuned SmolLM2, sentiment.png
+and compare.png of the run, all on the demo page, and documents.png of its report; ``RUN --report-only`` takes that one
+alone. Needs ``pip install -e '.[dev]'`` and a Chromium.
 """
 
 from __future__ import annotations
@@ -41,19 +42,40 @@ def shown(model: str) -> Iterator[Page]:
 
 def take(tab: Page, name: str) -> None:
     """A picture of the whole page, in a few colours."""
+    tab.wait_for_timeout(500)
+    save(tab, name, full_page=True)
+
+
+def save(tab: Page, name: str, *, full_page: bool) -> None:
+    """The picture in a few colours."""
     from PIL import Image
 
     file = IMAGES / f"{name}.png"
-    tab.wait_for_timeout(500)
-    tab.screenshot(path=file, full_page=True)
+    tab.screenshot(path=file, full_page=full_page)
     with Image.open(file) as picture:
         small = picture.convert("RGB").quantize(64)
     small.save(file, optimize=True)
 
 
+def take_documents(run: str) -> None:
+    """The table of documents in the report of a run, with one that tuning made right open."""
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = chromium.new_page(viewport={"width": 1180, "height": 760})
+        tab.goto((Path(run) / "report.html").resolve().as_uri())
+        tab.select_option("[data-part=change]", label="now right")
+        tab.locator(".open").nth(1).click()
+        tab.evaluate("document.getElementById('documents').scrollIntoView()")
+        save(tab, "documents", full_page=False)
+        chromium.close()
+
+
 def main(run: str) -> None:
     """Takes all pictures."""
     IMAGES.mkdir(exist_ok=True)
+    take_documents(run)
+    if "--report-only" in sys.argv:
+        return
     with shown("smollm2-135m") as tab:  # the forecast of the untuned model
         tab.click("#forecast-button")
         expect(tab.locator("#forecast-status")).to_contain_text("Done.", timeout=PATIENCE_MS)
