@@ -54,7 +54,7 @@ def test_a_killed_process_ends_the_run_in_one_sentence_and_it_goes_on_as_two_and
     dropout = (*TEN, "adapter.dropout=0.2")
     straight, killed, fewer = (tmp_path / name for name in ("straight", "killed", "fewer"))
     assert train(base, straight, *dropout).code == 0
-    ended = train(base, killed, *dropout, mishap="0:5:kill")  # the one that writes
+    ended = train(base, killed, *dropout, mishap="0:5:kill", interpreters=True)  # the one that writes
     assert ended.code == 2 and ended.seconds < 300
     assert ended.error.count("error:") == 1 and "Start the same command again" in ended.error
     assert "Traceback" not in ended.error
