@@ -1,14 +1,12 @@
 """Scoring in chunks: what is on disk is not asked again, and what comes out is what an undisturbed evaluation gives."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from tests.evaluation import killed_evaluation
+from tests.forks import forks
 
 from fintune.evaluation.records import answer_records
 from fintune.evaluation.resuming import ScoredFile, make_chunks, scored_records
@@ -137,25 +135,30 @@ def test_a_dialogue_task_keeps_its_groups_together():
     assert len(ask.chunks) == 2
 
 
-def start(base, place, chunk, *killed_at):
-    program = Path(__file__).with_name("killed_evaluation.py")
-    command = [sys.executable, str(program), str(base), str(place), str(chunk), *map(str, killed_at)]
-    environment = {**os.environ, "FINTUNE_CACHE": str(place.parent / "cache")}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def start(base, place, chunk, killed_at=0):
+    """The exit code, and how many chunks it has written."""
+    context = forks()
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=killed_evaluation.evaluate, args=(send, base, place, chunk, killed_at))
+    process.start()
+    send.close()
+    process.join(timeout=300)
+    n_chunks = receive.recv() if receive.poll() and process.exitcode == 0 else None
+    receive.close()
+    return process.exitcode, n_chunks
 
 
 @pytest.mark.slow
 def test_a_killed_evaluation_ends_in_the_same_bytes(base, tmp_path):
-    straight = start(base, tmp_path / "straight", 6)
-    assert straight.returncode == 0, straight.stderr
-    n_chunks = int(straight.stdout)
+    ended, n_chunks = start(base, tmp_path / "straight", 6)
+    assert ended == 0
     assert n_chunks == 2 * 4, "two systems, 20 documents in chunks of 6"
     place = tmp_path / "killed"
     for killed_at in (2, 4):  # inside the first system, then inside the second
-        assert start(base, place, 6, killed_at).returncode == -signal.SIGKILL
+        assert start(base, place, 6, killed_at) == (-signal.SIGKILL, None)
         assert not (place / "predictions.jsonl").exists()
-    ended = start(base, place, 6)
-    assert ended.returncode == 0, ended.stderr
-    assert int(ended.stdout) == n_chunks - 1 - 3, "one chunk was whole at the first kill, three more at the second"
+    ended, n_left = start(base, place, 6)
+    assert ended == 0
+    assert n_left == n_chunks - 1 - 3, "one chunk was whole at the first kill, three more at the second"
     for name in ("predictions.jsonl", "scored/base/tfns.jsonl", "scored/base_calibrated/tfns.jsonl"):
         assert (place / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
