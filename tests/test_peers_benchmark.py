@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +22,26 @@ def run(*options):
     )
 
 
-@pytest.mark.slow
-def test_every_configuration_is_a_row_and_both_libraries_start_from_the_same_loss(tmp_path):
-    file = tmp_path / "dense.json"
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """Three configurations, before which the run writes the checkpoint that all start from."""
+    place = tmp_path_factory.mktemp("dense")
     names = ["fintune-bf16", "trl-bf16", "unsloth-nf4"]
-    done = run("dense", *TINY, "--rows", 2, "--length", 16, "--work-dir", tmp_path, "--json", file, "--only", *names)
-    rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
+    options = ["--rows", 2, "--length", 16, "--work-dir", place, "--json", place / "dense.json"]
+    return place, names, run("dense", *TINY, *options, "--only", *names)
+
+
+@pytest.fixture
+def place(dense, tmp_path):
+    """A work directory with the checkpoint in it."""
+    shutil.copytree(dense[0] / "model-tiny", tmp_path / "model-tiny")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_configuration_is_a_row_and_both_libraries_start_from_the_same_loss(dense):
+    place, names, done = dense
+    rows = {row["name"]: row for row in json.loads((place / "dense.json").read_text())["rows"]}
     assert done.returncode == any("error" in row for row in rows.values()), done.stderr
     assert list(rows) == names
     ours, theirs = rows["fintune-bf16"], rows["trl-bf16"]
@@ -43,12 +58,12 @@ def test_every_configuration_is_a_row_and_both_libraries_start_from_the_same_los
 
 
 @pytest.mark.slow
-def test_tokenised_samples_are_counted_before_prefixes_are_shared(tmp_path):
+def test_tokenised_samples_are_counted_before_prefixes_are_shared(place):
     samples = [{"tokens": [1, 5, 6, 7, number, 2], "completion_start": 4} for number in range(8, 248)]
-    data = tmp_path / "samples.jsonl"
+    data = place / "samples.jsonl"
     data.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    file = tmp_path / "phrasebank.json"
-    options = [*TINY, "--work-dir", tmp_path, "--phrasebank", data, "--json", file, "--only", "fintune-bf16"]
+    file = place / "phrasebank.json"
+    options = [*TINY, "--work-dir", place, "--phrasebank", data, "--json", file, "--only", "fintune-bf16"]
     done = run("phrasebank", *options)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(file.read_text())["rows"]
@@ -56,11 +71,9 @@ def test_tokenised_samples_are_counted_before_prefixes_are_shared(tmp_path):
     assert [(w["samples"], w["tokens"]) for w in row["windows"]] == [(72, 72 * 6), (168, 168 * 6)]
 
 
-def test_a_time_limit_ends_a_configuration_and_not_the_run(tmp_path):
-    written = run("checkpoint", "--shape", "tiny", "--device", "cpu", "--work-dir", tmp_path)
-    assert written.returncode == 0, written.stderr
-    file = tmp_path / "dense.json"
-    options = [*TINY, "--work-dir", tmp_path, "--json", file, "--timeout", "0.05", "--only", "fintune-bf16", "trl-bf16"]
+def test_a_time_limit_ends_a_configuration_and_not_the_run(place):
+    file = place / "dense.json"
+    options = [*TINY, "--work-dir", place, "--json", file, "--timeout", "0.05", "--only", "fintune-bf16", "trl-bf16"]
     done = run("dense", *options)
     assert (done.returncode, done.stderr) == (1, "Not measured: fintune-bf16, trl-bf16.\n")
     assert [row["error"] for row in json.loads(file.read_text())["rows"]] == ["stopped after 0.05 s"] * 2

@@ -1,4 +1,4 @@
-"""The kernels of ``tree_flash`` in Triton's interpreter; run by ``test_tree_flash`` in a process of its own."""
+"""The kernels of ``tree_flash`` in Triton's interpreter; run by ``test_interpreted`` in a process of its own."""
 
 import pytest
 import torch

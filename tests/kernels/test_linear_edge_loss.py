@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -215,11 +213,6 @@ def test_no_more_than_a_chunk_of_logits_ever_exists(dtype, softcap):
         linear_edge_log_probabilities(leaves[0], head, given.parent, given.target, rows=rows)
     # The head itself has vocabulary x hidden_size elements, and here it may be viewed whole.
     assert fused.elements <= max(rows, hidden_size) * vocabulary < parents * vocabulary
-
-
-@pytest.mark.slow
-def test_the_kernels_in_the_interpreter(run_interpreted):
-    run_interpreted(Path(__file__), "-k", "by_kernels", "-m", "not gpu")
 
 
 needs_interpreter = pytest.mark.skipif(not interpreted(), reason="needs a GPU or Triton's interpreter")

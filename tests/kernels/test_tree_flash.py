@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
@@ -16,11 +14,6 @@ from fintune.schema.errors import ModelError
 from fintune.trees.prefix_tree import build_tree
 
 GPU = torch.device("cuda")
-
-
-@pytest.mark.slow
-def test_the_kernels_equal_the_eager_twin_in_the_interpreter(run_interpreted):
-    run_interpreted(Path(__file__).with_name("interpreted_tree_flash.py"))
 
 
 blocks = st.sampled_from([1, 2, 3, 4, 8])
