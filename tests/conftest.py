@@ -46,10 +46,24 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+frozen_at = 0  # modules that were loaded
+
+
 def pytest_collection_finish(session):
+    freeze_modules()
+
+
+def pytest_runtest_setup(item):
+    if len(sys.modules) > frozen_at + 300:
+        freeze_modules()
+
+
+def freeze_modules():
     """Keeps the modules out of later collections of garbage: each would go through their millions of objects again."""
+    global frozen_at
     gc.collect()
     gc.freeze()
+    frozen_at = len(sys.modules)
 
 
 def pytest_sessionfinish(session, exitstatus):
