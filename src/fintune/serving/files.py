@@ -149,7 +149,7 @@ def label_file(
     *,
     progress: bool,
     engine: Engine | None = None,
-    **reading: str | None,
+    reading: Mapping[str, str | None] | None = None,
 ) -> FileOutcome:
     """Labels a file group by group; see ``Predictor.predict_file``.
 
@@ -167,7 +167,7 @@ def label_file(
     """
 
     def open_rows(file: Path) -> TableStream:
-        return open_stream(file, **reading)
+        return open_stream(file, **(reading or {}))
 
     done = fill_file(question, open_rows, source, text, output, progress=progress, engine=engine)
     return FileOutcome(done.output, **done.counts, resumed_from=done.resumed_from, elapsed_s=done.elapsed_s)

@@ -198,7 +198,7 @@ class Predictor:
         """
         asked = self.on(adapter)
         question = Question(asked, task, asked._threshold(task, abstain))
-        return label_file(question, Path(source), text, Path(output), progress=progress, **reading)
+        return label_file(question, Path(source), text, Path(output), progress=progress, reading=reading)
 
     def abstention(self, target_accuracy: float, *, task: str | None = None) -> Abstention:
         """The threshold that reaches an accuracy on the validation rows of the run, with what it does there."""
@@ -257,9 +257,10 @@ class Predictor:
     def rows_a_part(self) -> int:
         """A power of two that takes some seconds, so that little is lost by a stop, and keeps the device busy."""
         on_cpu = self.scorer.model.device.type == "cpu"
-        weights = sum(weight.numel() for weight in self.scorer.model.model.parameters())
-        most_work, least, most = _CPU_PART if on_cpu else _GPU_PART
-        return min(most, max(least, 1 << (most_work // max(weights, 1)).bit_length()))
+        weights: int = sum(weight.numel() for weight in self.scorer.model.model.parameters())
+        work, least, most = _CPU_PART if on_cpu else _GPU_PART
+        fitting: int = 1 << (work // max(weights, 1)).bit_length()
+        return min(most, max(least, fitting))
 
     def _task(self, section: TaskSection) -> ClassificationTask:
         if section.name not in self._tasks_by_name:
