@@ -79,6 +79,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_joined_with_answers_to_othe
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Ray's, about itself
 def test_a_cluster_that_loses_a_machine_ends_with_the_same_rows(place, source, undisturbed, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="Ray is an extra: pip install 'fintune[ray]'")
     from ray.cluster_utils import Cluster
