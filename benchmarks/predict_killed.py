@@ -2,10 +2,10 @@
 
     python benchmarks/predict_killed.py RUN WORK_FOLDER [--rows 1000000] [--processes 2] [--compare]
 
-RUN is any run or model. The file is made of the shipped tweets with numbers drawn anew, so that rows are distinct. After
-about one third of the rows SIGKILL meets a process that holds the model (the command itself where there is one process
-only), after two thirds the command. Resident memory is read twice a second, of the command and of the processes that
-hold the model. --compare labels the file once more undisturbed, in one process, and compares the bytes.
+RUN is any run or model. The file is made of the shipped tweets with numbers drawn anew, so that rows are distinct.
+After about one third of the rows SIGKILL meets a process that holds the model (the command itself where there is only
+one process), after two thirds the command. Resident memory is read twice a second, of the command and of the processes
+that hold the model. --compare labels the file once more undisturbed, in one process, and compares the bytes.
 """
 
 from __future__ import annotations
