@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fintune.drawing import figures
     from fintune.flare import FLAREEvaluator
     from fintune.judging import judge
+    from fintune.labelling import predict_file
     from fintune.quant import quant_build, quant_evaluate
 
 _ON_DEMAND = {
@@ -51,6 +52,7 @@ _ON_DEMAND = {
     "collect": "fintune.collecting",
     "figures": "fintune.drawing",
     "judge": "fintune.judging",
+    "predict_file": "fintune.labelling",
     "quant_build": "fintune.quant",
     "quant_evaluate": "fintune.quant",
 }
@@ -76,6 +78,7 @@ __all__ = [
     "figures",
     "judge",
     "load",
+    "predict_file",
     "prepare_data",
     "preview",
     "quant_build",

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import yaml
 from rich.console import Console
 from tests.cli.conftest import RESULTS
 
+from fintune import labelling
 from fintune.cli.predicting import abstention_line
 from fintune.cli.tables import comparison_sentence, notes, results_table
 from fintune.metrics.abstention import Abstention
@@ -377,6 +377,14 @@ def test_abstention_promises_certainty_only_where_it_holds(is_bound: bool) -> No
     assert ("chose the checkpoint" in line) != is_bound
 
 
+def test_several_processes_are_for_files_and_counted_once(run: Run, tmp_path: Path) -> None:
+    assert "are for --data FILE" in run("predict", str(tmp_path), "up", "--processes", "2").err
+    (tmp_path / "in.csv").write_text("t\nup\n")
+    words = ["predict", str(tmp_path), "--data", str(tmp_path / "in.csv"), "--text", "t", "-o", str(tmp_path / "o.csv")]
+    ran = run(*words, "--processes", "2", "--gpus", "2")
+    assert ran.code == 2 and "both say how many" in ran.err
+
+
 STOPPED_PROGRAM = """
 import os, signal, sys, types
 import fintune
@@ -387,7 +395,7 @@ def load(place):
 api.load = load
 sys.modules["fintune.api"] = fintune.api = api
 from fintune.cli import main
-sys.exit(main(["predict", "smollm2-135m", "--data", "in.csv", "--text", "t", "--output", "out.csv"]))
+sys.exit(main(["predict", "smollm2-135m", "up"]))
 """
 
 
@@ -397,13 +405,15 @@ def test_sigterm_stops_with_a_word_and_the_code_of_an_interrupt() -> None:
     assert "Stopped." in done.stderr and "Traceback" not in done.stderr
 
 
-def test_sigterm_says_how_to_go_on_and_its_handler_is_put_back(run: Run, api: Any, tmp_path: Path) -> None:
+def test_sigterm_says_how_to_go_on_and_its_handler_is_put_back(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def stopped(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
         raise AssertionError("not stopped")
 
-    api.load = lambda place: types.SimpleNamespace(predict_file=stopped)
+    monkeypatch.setattr(labelling, "predict_file", stopped)
     before = signal.getsignal(signal.SIGTERM)
     ran = run("predict", str(tmp_path), "--data", "in.csv", "--text", "t", "--output", "out.csv")
     assert ran.code == 130

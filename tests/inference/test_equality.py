@@ -18,7 +18,7 @@ from tests.trees.samples import sample, sample_lists
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fintune.inference.forward import EdgeModel, supported_packing
-from fintune.inference.likelihood import choice_log_likelihoods
+from fintune.inference.likelihood import choice_log_likelihoods, sample_log_likelihoods
 from fintune.models.adapters import peft_quiet
 from fintune.models.tiny import write_tiny_model
 from fintune.schema.errors import ModelError
@@ -145,6 +145,24 @@ def test_duplicates_and_branches_of_no_or_one_token(tiny):
 def test_random_tries(tiny, samples):
     if sum(float(s.supervision.sum()) for s in samples) > 0:
         assert_all_packings_equal(tiny, samples)
+
+
+@settings(max_examples=8)
+@given(samples=sample_lists(vocabulary=4, longest=14, fewest=1))
+def test_likelihoods_of_random_tries(tiny, samples):
+    tree, plain = (
+        sample_log_likelihoods(tiny, samples, tokens_per_batch=40, packing=packing) for packing in ("tree", "none")
+    )
+    assert tree == pytest.approx(plain, abs=1e-4)
+
+
+def test_the_last_token_of_a_branch_is_predicted_without_being_computed(tiny, monkeypatch):
+    computed = []
+    score = EdgeModel.edge_log_probabilities
+    monkeypatch.setattr(EdgeModel, "edge_log_probabilities", lambda m, b: (computed.append(len(b)), score(m, b))[1])
+    prompt = [7, 8, 9, 10, 11, 12, 13]
+    sample_log_likelihoods(tiny, [sample([*prompt, *end], 7) for end in ([20, 3], [21, 3], [22])], tokens_per_batch=40)
+    assert computed == [7 + 2]
 
 
 def test_batch_of_eight_equals_batch_of_one_accumulated_eight_times(tiny):

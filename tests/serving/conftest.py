@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from fintune.serving import files
 from fintune.serving.answers import Prediction, Question
 from fintune.serving.files import FileOutcome, label_file
+from fintune.serving.predictor import Predictor
 
 
 @dataclass
@@ -17,6 +18,7 @@ class LengthLabeller:
     """Says x of texts with an even number of characters; remembers what it was asked."""
 
     asked: list[str] = field(default_factory=list)
+    rows_a_part: ClassVar[int] = 1024
 
     def answer(self, texts, *, task=None, threshold=None):
         self.asked += texts
@@ -42,7 +44,6 @@ def labeller():
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    """Batches of three rows, parts of six."""
-    monkeypatch.setattr(files, "FIRST_ROWS", 3)
-    monkeypatch.setattr(files, "MOST_ROWS", 3)
-    monkeypatch.setattr(files, "MOST_ROWS_A_PART", 6)
+    """Parts of six rows."""
+    monkeypatch.setattr(LengthLabeller, "rows_a_part", 6)
+    monkeypatch.setattr(Predictor, "rows_a_part", 6)

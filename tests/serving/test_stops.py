@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fintune.schema.errors import DataError, RunError
-from fintune.serving import files, parts
+from fintune.serving import parts
 
 TEXTS = [f"text {'x' * (number % 4)}" for number in range(20)]
 
@@ -140,36 +140,3 @@ def test_a_folder_among_the_parts_is_named(labeller, source, output, monkeypatch
         labeller.label(source, output)
     (folder / name).rmdir()
     assert labeller.label(source, output).resumed_from == 6
-
-
-def test_batches_adapt_to_the_speed_so_that_the_clock_is_read_often(monkeypatch, labeller, tmp_path):
-    clock = [0.0]
-    sizes = []
-    answer = labeller.answer
-
-    def answers(texts, **named):
-        sizes.append(len(texts))
-        clock[0] += len(texts) * (0.1 if sum(sizes) < 2000 else 0.001)
-        return answer(texts, **named)
-
-    pq.write_table(pa.table({"text": ["up"] * 8000}), tmp_path / "in.parquet")
-    monkeypatch.setattr(labeller, "answer", answers)
-    monkeypatch.setattr(files.time, "perf_counter", lambda: clock[0])
-    written = []
-    write = parts.PartStore.write
-    monkeypatch.setattr(
-        parts.PartStore,
-        "write",
-        lambda store, start, rows: (written.append((clock[0], start)), write(store, start, rows)),
-    )
-    labeller.label(tmp_path / "in.parquet", tmp_path / "out.parquet")
-    assert sizes[0] == files.FIRST_ROWS and max(sizes) == files.MOST_ROWS
-    slow = [size for size in sizes[1:] if size < files.FIRST_ROWS]
-    assert slow and all(0.1 * size <= files.SECONDS_A_BATCH for size in slow)
-    gaps = [later - before for (before, _), (later, _) in zip(written, written[1:], strict=False)]
-    assert max(gaps) <= files.SECONDS_A_PART + files.SECONDS_A_BATCH
-
-
-@pytest.mark.parametrize(("size", "elapsed_s", "expected"), [(64, 0.0, 256), (64, 400.0, 1), (1024, 0.5, 1024)])
-def test_a_batch_is_between_one_row_and_the_most(size, elapsed_s, expected):
-    assert files.next_size(size, elapsed_s) == expected

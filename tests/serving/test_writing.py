@@ -23,9 +23,10 @@ from fintune.models.gpt import baseline, write_untrained
 from fintune.models.tiny import tiny_tokenizer, write_tiny_model
 from fintune.schema.errors import DataError, ModelError
 from fintune.schema.example import Message
-from fintune.serving import files
+from fintune.serving import written_files
 from fintune.serving.asking import ask
 from fintune.serving.conversation import Conversation
+from fintune.serving.parts import PartStore
 from fintune.serving.predictor import template_of
 from fintune.serving.writing import WritingOptions, stream_written
 from fintune.serving.written_files import write_file
@@ -162,11 +163,9 @@ def test_a_file_resumes_after_a_kill_with_the_answers_of_each_prompt_alone(write
     prompts = [PROMPT, "", "Profit rose", PROMPT * 40, "Dividend kept", PROMPT]
     source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
     source.write_text("\n".join(prompts))
-    monkeypatch.setattr(files, "FIRST_ROWS", 2)
-    monkeypatch.setattr(files, "MOST_ROWS", 2)
-    monkeypatch.setattr(files, "MOST_ROWS_A_PART", 2)
+    monkeypatch.setitem(written_files._ROWS_A_PART, "cpu", 2)
     with monkeypatch.context() as patched:
-        store, written = files.PartStore.write, []
+        store, written = PartStore.write, []
 
         def dies(self, start, rows):
             if len(written) == 2:
@@ -174,7 +173,7 @@ def test_a_file_resumes_after_a_kill_with_the_answers_of_each_prompt_alone(write
             written.append(start)
             store(self, start, rows)
 
-        patched.setattr(files.PartStore, "write", dies)
+        patched.setattr(PartStore, "write", dies)
         with pytest.raises(Killed):
             write_file(writer, source, output, SHORT, progress=False)
     other = WritingOptions(8, 128, Sampling(1.0, seed=3))

@@ -96,6 +96,30 @@ def test_what_does_not_fit_even_without_its_document_is_dropped_and_counted():
     assert (found.kept, found.dropped) == ((0,), 1)
 
 
+@pytest.mark.parametrize("template", [None, LLAMA2])
+def test_many_examples_are_read_as_each_alone(template):
+    tokenizer = TOKENIZER if template is None else tiny_tokenizer(chat_template=template)
+    documents = [
+        "Profit rose.",
+        "Profit rose.",
+        "a <|im_end|> b",
+        "word " * 60,
+        "\ue0000\ue001",
+        "Ünïcode ¥ 5",
+        "word " * 30,
+    ]
+    examples = [example(document, system=system) for document in documents for system in (None, "You are terse.")]
+    together = encode_all(ChatFormat(tokenizer, 60), examples, reserve=9)
+    alone = [ChatFormat(tokenizer, 60).encode(one, 9) for one in examples]
+    assert together.kept == tuple(i for i, one in enumerate(alone) if one is not None)
+    for found, expected in zip(together.encoded, [one for one in alone if one is not None], strict=True):
+        assert found.prompt.tolist() == expected.prompt.tolist() and found.truncated == expected.truncated
+        assert [c.tolist() for c in (found.completion, *found.choices)] == [
+            c.tolist() for c in (expected.completion, *expected.choices)
+        ]
+    assert any(found.truncated for found in together.encoded)
+
+
 def test_choices_share_their_prompt_and_end_their_turn():
     encoded = ChatFormat(TOKENIZER, 512).encode(example())
     assert [text(choice) for choice in encoded.choices] == [f"{c}<|im_end|>" for c in example().choices]

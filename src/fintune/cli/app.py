@@ -30,6 +30,10 @@ from fintune.cli.options import OutputDir, Overrides, Quiet, RecipeArgument, Res
 from fintune.cli.output import Output
 from fintune.cli.own_options import TableOptions, takes_table
 from fintune.cli.predicting import (
+    TABLES,
+    LabellingEngine,
+    LabellingGpus,
+    LabellingProcesses,
     PredictCommand,
     abstention_line,
     existing_place,
@@ -72,7 +76,6 @@ app.command()(rationales)
 RequireLicence = Annotated[
     Literal["commercial"] | None, typer.Option(help="Refuse data whose terms do not allow this use.")
 ]
-_FILES = "Whole tables"
 
 
 def _version(wanted: bool) -> None:
@@ -189,14 +192,14 @@ def predict(
     file: Annotated[Path | None, typer.Option("--file", "-f", help="File with one text a line; - reads stdin.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Table of any size: CSV, JSONL, Parquet, Excel.", rich_help_panel=_FILES),
+        typer.Option("--data", help="Table of any size: CSV, JSONL, Parquet, Excel.", rich_help_panel=TABLES),
     ] = None,
     text: Annotated[
-        str | None, typer.Option("--text", help="Its column with the text.", rich_help_panel=_FILES)
+        str | None, typer.Option("--text", help="Its column with the text.", rich_help_panel=TABLES)
     ] = None,
     output_file: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Labelled table: .csv, .jsonl or .parquet.", rich_help_panel=_FILES),
+        typer.Option("--output", "-o", help="Labelled table: .csv, .jsonl or .parquet.", rich_help_panel=TABLES),
     ] = None,
     abstain: Annotated[
         float | None,
@@ -205,10 +208,14 @@ def predict(
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Task to answer, where the run was trained on several.")] = None,
+    processes: LabellingProcesses = None,
+    gpus: LabellingGpus = None,
+    engine: LabellingEngine = "local",
     quiet: Quiet = False,
 ) -> None:
     """Label texts, or a column of a table, with a trained model."""
     from fintune import api
+    from fintune.labelling import predict_file
 
     output: Output = context.obj
     if data is not None:
@@ -216,21 +223,34 @@ def predict(
             raise typer.BadParameter("--data needs --text COLUMN and --output FILE, and no texts beside.")
     elif text is not None or output_file is not None:
         raise typer.BadParameter("--text and --output belong to --data FILE.")
+    elif processes or gpus or engine != "local":
+        raise typer.BadParameter("--processes, --gpus and --engine are for --data FILE.")
     wanted = [*unmarked(texts), *read_lines(file)]
     if data is None and not wanted:
         raise typer.BadParameter("Give at least one text, --file with one text a line, or --data with a table.")
     place = existing_place(run)
     with output.quiet_stdout():
-        model = api.load(place)
-        if abstain is not None:
-            output.say(abstention_line(model.abstention(abstain, task=task)))
         if data is not None and text is not None and output_file is not None:
-            output.interrupt_hint = "Give the same command again to go on after the last complete part."
-            progress = not (quiet or output.json)
-            outcome = model.predict_file(data, text, output_file, task=task, abstain=abstain, progress=progress)
+            output.interrupt_hint = "Give the same command again to go on with the groups of rows that are missing."
+            outcome = predict_file(
+                place,
+                data,
+                text,
+                output_file,
+                task=task,
+                abstain=abstain,
+                processes=processes,
+                gpus=gpus,
+                engine=engine,
+                progress=not (quiet or output.json),
+                on_threshold=lambda found: output.say(abstention_line(found)),
+            )
             output.say(file_summary(outcome))
             output.emit(outcome)
             return
+        model = api.load(place)
+        if abstain is not None:
+            output.say(abstention_line(model.abstention(abstain, task=task)))
         predictions = model.predict(wanted, task=task, abstain=abstain)
     output.say(predictions_table(predictions))
     output.emit(predictions)

@@ -10,8 +10,9 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import typer
 from typer.core import TyperCommand
 
 from fintune.schema.adapter_records import find_stored, names, registry_root
@@ -22,9 +23,35 @@ if TYPE_CHECKING:
     from fintune.serving.answers import Prediction
     from fintune.serving.files import FileOutcome
 
+TABLES = "Whole tables"
+LabellingProcesses = Annotated[
+    int | None,
+    typer.Option("--processes", min=1, help="Processes that hold the model.", rich_help_panel=TABLES),
+]
+LabellingGpus = Annotated[
+    int | None,
+    typer.Option("--gpus", min=1, help="Processes with a GPU each.", rich_help_panel=TABLES),
+]
+LabellingEngine = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--engine", help="On this machine, or on a Ray cluster.", rich_help_panel=TABLES),
+]
+
 _MARK = "\0"  # no argument of a program can hold it
 _MINUS_TEXT = re.compile(r"-[^A-Za-z-]")
-_VALUED = ("--file", "-f", "--task", "--data", "--text", "--output", "-o", "--abstain")
+_VALUED = (
+    "--file",
+    "-f",
+    "--task",
+    "--data",
+    "--text",
+    "--output",
+    "-o",
+    "--abstain",
+    "--processes",
+    "--gpus",
+    "--engine",
+)
 
 
 class PredictCommand(TyperCommand):

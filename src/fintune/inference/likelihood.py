@@ -73,10 +73,11 @@ def _batch_with_edges(
         padded = pad_samples(samples)
         return padded, [np.flatnonzero(padded.edge_row.numpy() == row) for row in range(len(samples))]
     tree = build_tree(samples, share=packing == "tree")
-    pad_to = None if bucket_budget is None else bucket_size(len(tree), bucket_budget)
     edge_of_node = np.cumsum(tree.is_edge) - 1
     edges = [edge_of_node[path[s.supervision > 0]] for path, s in zip(tree.paths, samples, strict=True)]
-    return batch_from_tree(tree, pad_to=pad_to), edges
+    leaves = packing != "tree" or not tree.inner
+    pad_to = None if bucket_budget is None else bucket_size(len(tree) if leaves else tree.inner, bucket_budget)
+    return batch_from_tree(tree, pad_to=pad_to, leaves=leaves), edges
 
 
 def softmax(log_likelihoods: FloatArray) -> FloatArray:

@@ -56,6 +56,10 @@ class Labeller(Protocol):
     def fingerprint(self, task: str | None) -> dict[str, str]:
         """What the answers depend on, as hashes: the same fingerprint, the same answers."""
 
+    @property
+    def rows_a_part(self) -> int:
+        """Rows of a file that are labelled together; a stop costs at most so many in each process."""
+
 
 @dataclass(frozen=True)
 class AnswerColumns:
@@ -98,7 +102,11 @@ class Question:
     task: str | None = None
     threshold: float | None = None
     verb: ClassVar[str] = "labelling"
-    first_rows: ClassVar[int] = 64
+
+    @property
+    def rows_a_part(self) -> int:
+        """What suits the labeller."""
+        return self.labeller.rows_a_part
 
     def columns(self, taken: Collection[str]) -> AnswerColumns:
         """Names for the answers that are not taken: bare ones, else with the first prefix that keeps all apart."""

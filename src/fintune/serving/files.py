@@ -1,6 +1,7 @@
 """Labels for the rows of a frame or a file: the rows as they are, with the model's answer in further columns.
 
-Enters: what is asked of each row, and rows. Leaves: the same rows in the same order, each once, none left out.
+Enters: what is asked of each row, rows, and what answers groups of them. Leaves: the same rows in the same order, each
+once, none left out.
 """
 
 from __future__ import annotations
@@ -9,27 +10,21 @@ import hashlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fintune.inference.progress import Tracker, tracking
+from fintune.inference.progress import tracking
 from fintune.schema.errors import DataError
 from fintune.serving.answers import Question, as_text
-from fintune.serving.formats import make_layout
+from fintune.serving.formats import WRITERS, Row, make_layout
+from fintune.serving.groups import Engine, in_this_process, open_groups
 from fintune.serving.parts import PartStore, check_output
 from fintune.sources import TableStream, missing_column, open_stream, table_from_frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FIRST_ROWS = 64
-MOST_ROWS = 1024
-MOST_ROWS_A_PART = 16 * MOST_ROWS
-# The clock is read between batches: a stop costs at most a part and a batch, about 20 s. Only the first batch, whose
-# speed nobody knows yet, can take longer.
-SECONDS_A_BATCH = 4.0
-SECONDS_A_PART = 16.0
+_SIZE = "rows a part"
 _OPEN_SUFFIXES = (".json", ".jsonl")  # formats in which each row names its columns itself
 
 
@@ -53,8 +48,8 @@ class Task(Protocol):
         """What is done, for the progress bar."""
 
     @property
-    def first_rows(self) -> int:
-        """Rows of the first batch, whose speed nobody knows yet."""
+    def rows_a_part(self) -> int:
+        """Rows that are answered and written together; a stop costs at most so many in each process."""
 
     def columns(self, taken: Collection[str]) -> Columns:
         """Columns for the answers, under names that are not taken."""
@@ -111,10 +106,9 @@ class FileOutcome:
 
 @dataclass(frozen=True)
 class _Table:
-    """A file that is being labelled: its rows, the column with the text, and where the answers go."""
+    """A file that is being labelled: its rows, and where the answers go."""
 
     stream: TableStream
-    text: str
     answers: Columns
     keeps_strangers: bool
 
@@ -127,6 +121,11 @@ class _Table:
         kept = {name: value for name, value in row.items() if name not in moved}
         others = {self.answers.others: {name: row[name] for name in moved}} if moved else {}
         return {**kept, **added, **others}
+
+    def rows(self, answers: Iterator[list[Any]]) -> Iterator[Row]:
+        """All rows with their answers."""
+        for row, values in zip(self.stream.rows_from(0), answers, strict=True):
+            yield self.labelled(row, values)
 
 
 def label_frame(question: Question, frame: pd.DataFrame, text: str) -> pd.DataFrame:
@@ -143,17 +142,48 @@ def label_frame(question: Question, frame: pd.DataFrame, text: str) -> pd.DataFr
 
 
 def label_file(
-    question: Question, source: Path, text: str, output: Path, *, progress: bool, **reading: str | None
+    question: Question,
+    source: Path,
+    text: str,
+    output: Path,
+    *,
+    progress: bool,
+    engine: Engine | None = None,
+    reading: Mapping[str, str | None] | None = None,
 ) -> FileOutcome:
-    """Labels a file part by part; see ``Predictor.predict_file``."""
-    done = fill_file(question, lambda file: open_stream(file, **reading), source, text, output, progress=progress)
+    """Labels a file group by group; see ``Predictor.predict_file``.
+
+    Args:
+        question: what is asked of each row.
+        source: the file.
+        text: its column with the text.
+        output: .csv, .jsonl or .parquet file that is written.
+        progress: show progress on standard error.
+        engine: what answers the question; its own labeller, in this process, when None.
+        reading: delimiter, encoding or sheet, where detection fails.
+
+    Raises:
+        DataError: the file cannot be read, lacks the column, or ``output`` exists already.
+    """
+
+    def open_rows(file: Path) -> TableStream:
+        return open_stream(file, **(reading or {}))
+
+    done = fill_file(question, open_rows, source, text, output, progress=progress, engine=engine)
     return FileOutcome(done.output, **done.counts, resumed_from=done.resumed_from, elapsed_s=done.elapsed_s)
 
 
 def fill_file(
-    task: Task, open_rows: Callable[[Path], TableStream], source: Path, text: str, output: Path, *, progress: bool
+    task: Task,
+    open_rows: Callable[[Path], TableStream],
+    source: Path,
+    text: str,
+    output: Path,
+    *,
+    progress: bool,
+    engine: Engine | None = None,
 ) -> Filled:
-    """Asks the task about every row of a file, part by part; a start after a stop goes on after the last part.
+    """Asks the task about every row of a file, group by group; a start after a stop does the groups that are missing.
 
     Args:
         task: what is asked.
@@ -162,6 +192,7 @@ def fill_file(
         text: its column with the text.
         output: .csv, .jsonl or .parquet file that is written.
         progress: show progress on standard error.
+        engine: what answers groups; the task, in this process, when None.
 
     Raises:
         DataError: the file cannot be read, lacks the column, or ``output`` exists already.
@@ -176,46 +207,33 @@ def fill_file(
         raise missing_column(str(source), text, stream.columns)
     is_open = _format_of(source) in _OPEN_SUFFIXES
     keeps_strangers = output.suffix.lower() == ".jsonl"
-    answers = task.columns(stream.columns)
-    others = {answers.others: "string"} if is_open and not keeps_strangers else {}
-    layout = make_layout(stream.columns, stream.schema, {**answers.types, **others})
-    store = PartStore(output, layout, _job(task, source, text))
+    columns = task.columns(stream.columns)
+    others = {columns.others: "string"} if is_open and not keeps_strangers else {}
+    layout = make_layout(stream.columns, stream.schema, {**columns.types, **others})
+    as_it_was = _as_it_is(source)
+    size = PartStore(output, {}).noted(_SIZE)  # of work begun elsewhere, where a group may have another size
+    size = size if isinstance(size, int) and size > 0 else task.rows_a_part
+    store = PartStore(output, {**_job(task, source, text), _SIZE: size})
     if counts := store.finished():
         return Filled(output, counts, counts["rows"], time.perf_counter() - started)
-    table = _Table(stream, text, answers, keeps_strangers)
     with store.claimed() as done:
-        with tracking(f"{task.verb} {source.name}", stream.n_rows, shown=progress, done=done) as tracker:
-            for start, rows in _parts(task, table, done, tracker):
-                store.write(start, rows)
-        counted = task.counts(store.rows(), answers)
-        store.finish(counted)
-    return Filled(output, counted, done, time.perf_counter() - started)
+        n_done = sum(stop - start for start, stop in done.items())
+        with tracking(f"{task.verb} {source.name}", stream.n_rows, shown=progress, done=n_done) as tracker:
+            for answered in (engine or in_this_process(task.values))(open_groups(stream, text, size, done)):
+                store.write(answered.start, answered.values)
+                tracker.advance(len(answered.values))
+        if _as_it_is(source) != as_it_was:
+            raise DataError(f"{source} changed while its rows were read.", f"Remove {store.folder} and start again.")
+        names = list(columns.types)
+        counted = task.counts((dict(zip(names, values, strict=True)) for values in store.answers()), columns)
+        rows = _Table(stream, columns, keeps_strangers).rows(store.answers())
+        store.finish(counted, lambda path: WRITERS[output.suffix.lower()](path, rows, layout))
+    return Filled(output, counted, n_done, time.perf_counter() - started)
 
 
-def _parts(task: Task, table: _Table, done: int, tracker: Tracker) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Filled rows from row ``done`` on, in parts that are written as they come."""
-    part: list[dict[str, Any]] = []
-    begun = time.perf_counter()
-    given = table.stream.rows_from(done)
-    size = min(FIRST_ROWS, task.first_rows)
-    while rows := list(islice(given, size)):
-        batch_begun = time.perf_counter()
-        values = task.values([as_text(row.get(table.text)) for row in rows])
-        part += [table.labelled(row, found) for row, found in zip(rows, values, strict=True)]
-        tracker.advance(len(rows))
-        now = time.perf_counter()
-        size = next_size(size, now - batch_begun)
-        if len(part) >= MOST_ROWS_A_PART or now - begun > SECONDS_A_PART:
-            yield done, part
-            done, part, begun = done + len(part), [], time.perf_counter()
-    if part:
-        yield done, part
-
-
-def next_size(size: int, elapsed_s: float) -> int:
-    """Rows of the next batch, so that it takes the time a batch should; at most four times as many as before."""
-    fitting = int(size * min(4.0, SECONDS_A_BATCH / max(elapsed_s, 1e-9)))
-    return max(1, min(fitting, MOST_ROWS))
+def _as_it_is(source: Path) -> tuple[int, int]:
+    found = source.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _format_of(source: Path) -> str:

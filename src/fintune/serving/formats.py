@@ -1,14 +1,15 @@
-"""Rows as bytes: a part is Parquet or JSON lines; the output is written from the parts as CSV, JSON lines or Parquet.
+"""Rows as bytes: CSV, JSON lines or Parquet, by the suffix of the output.
 
-Enters: rows, or parts in order. Leaves: one file. Values of inputs without types of their own are text in Parquet.
+Enters: rows in order. Leaves: one file. Values of inputs without types of their own are text in Parquet.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fintune.schema.cells import defuse_cell
 from fintune.sources.text import without_lone_surrogates
 
 Row = Mapping[str, Any]
-_ROWS_A_BATCH = 1024
+ROWS_A_PARQUET_GROUP = 16_384
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,12 @@ class Layout:
     Attributes:
         columns: their names in order.
         schema: ``pyarrow.Schema`` of a Parquet output.
-        typed: the rows come from Parquet, with types that parts must keep; other parts are JSON lines.
+        typed: the rows come from Parquet, whose types are kept; of others, what is text in ``schema`` becomes text.
     """
 
     columns: tuple[str, ...]
     schema: Any
     typed: bool
-
-    @property
-    def part_suffix(self) -> str:
-        """How the names of parts end."""
-        return "parquet" if self.typed else "jsonl"
 
 
 def make_layout(columns: Sequence[str], given: Any | None, added: Mapping[str, str]) -> Layout:
@@ -54,68 +50,39 @@ def make_layout(columns: Sequence[str], given: Any | None, added: Mapping[str, s
     return Layout((*columns, *added), pa.schema(fields), given is not None)
 
 
-def write_part(path: Path, rows: Sequence[Row], layout: Layout) -> None:
-    """Writes rows as a part."""
-    if not layout.typed:
-        path.write_text("".join(map(_line, rows)), encoding="utf-8")
-        return
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=layout.schema), path)
-
-
-def part_rows(part: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a part."""
-    if part.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(part) as parquet:
-            for batch in parquet.iter_batches(_ROWS_A_BATCH):
-                yield from batch.to_pylist()
-        return
-    with part.open(encoding="utf-8", newline="\n") as stream:
-        for line in stream:
-            yield json.loads(line)
-
-
-def _write_csv(path: Path, parts: Sequence[Path], layout: Layout) -> None:
+def _write_csv(path: Path, rows: Iterable[Row], layout: Layout) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow([defuse_cell(name) for name in layout.columns])
-        for part in parts:
-            writer.writerows([_cell(row.get(name)) for name in layout.columns] for row in part_rows(part))
+        writer.writerows([_cell(row.get(name)) for name in layout.columns] for row in rows)
 
 
-def _write_jsonl(path: Path, parts: Sequence[Path], layout: Layout) -> None:
+def _write_jsonl(path: Path, rows: Iterable[Row], layout: Layout) -> None:
     with path.open("w", encoding="utf-8") as stream:
-        for part in parts:
-            stream.writelines(map(_line, part_rows(part)))
+        stream.writelines(map(_line, rows))
 
 
-def _write_parquet(path: Path, parts: Sequence[Path], layout: Layout) -> None:
+def _write_parquet(path: Path, rows: Iterable[Row], layout: Layout) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = {field.name for field in layout.schema if pa.types.is_string(field.type)}
+    texts = {field.name for field in layout.schema if pa.types.is_string(field.type)} if not layout.typed else set()
+    remaining = iter(rows)
     with pq.ParquetWriter(path, layout.schema) as writer:
-        for part in parts:
-            if layout.typed:
-                writer.write_table(pq.read_table(part, schema=layout.schema))
-                continue
-            rows = [
-                {name: _text(row.get(name)) if name in texts else row.get(name) for name in layout.columns}
-                for row in part_rows(part)
-            ]
-            writer.write_table(pa.Table.from_pylist(rows, schema=layout.schema))
+        while group := list(islice(remaining, ROWS_A_PARQUET_GROUP)):
+            columns = {
+                name: [_text(row.get(name)) if name in texts else row.get(name) for row in group]
+                for name in layout.columns
+            }
+            writer.write_table(pa.Table.from_pydict(columns, schema=layout.schema))
 
 
-WRITERS: dict[str, Callable[[Path, Sequence[Path], Layout], None]] = {
+WRITERS: dict[str, Callable[[Path, Iterable[Row], Layout], None]] = {
     ".csv": _write_csv,
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,
 }
-"""What writes an output from its parts, by its suffix."""
+"""What writes an output, by its suffix."""
 
 
 def _line(row: Row) -> str:
@@ -123,7 +90,11 @@ def _line(row: Row) -> str:
 
 
 def _text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (bool, int, float, dict, list)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)  # a date of a workbook
 
 
 def _cell(value: Any) -> Any:

@@ -1,20 +1,21 @@
-"""Output that survives a kill at any moment: parts written whole beside the output, joined when all rows are there.
+"""Work that survives a kill at any moment: answers to groups of rows, each written whole beside the output.
 
 ::
 
     scored.parquet.parts/
-      job.json                                what is being done; another job may not go on here
-      rows-000000000000-000000008192.parquet  a part appears under its name only when it is complete
-      finished.json                           the output is about to take its place; with it there, only this is left
+      job.json                              what is being done; another job may not go on here
+      rows-000000000000-000000008192.jsonl  answers to these rows; it has this name only when it is complete
+      rows-000000016384-000000024576.jsonl  groups may come in any order: several processes are at work
+      finished.json                         the output is about to take its place; with it there, only this is left
 
-Enters: lists of rows in order. Leaves: one file with every row once. Going on means starting after the last part.
+Enters: the answers to groups of rows. Leaves: all answers in the order of the rows, and one file, written in one go.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,11 @@ from filelock import FileLock, Timeout
 
 from fintune.schema.errors import DataError, RunError
 from fintune.schema.run_directory import flush_to_disk, write_json, writing
-from fintune.serving.formats import WRITERS, Layout, Row, part_rows, write_part
+from fintune.serving.formats import WRITERS
 
 _JOB = "job.json"
 _FINISHED = "finished.json"
-_PART = re.compile(r"rows-(\d{12})-(\d{12})\.(?:jsonl|parquet)")
+_PART = re.compile(r"rows-(\d{12})-(\d{12})\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,10 @@ class PartStore:
 
     Attributes:
         output: the file that is written in the end: .csv, .jsonl or .parquet.
-        layout: its columns.
         job: what is being done; work on another job is not gone on with.
     """
 
     output: Path
-    layout: Layout
     job: Mapping[str, Any]
 
     @property
@@ -63,9 +62,21 @@ class PartStore:
         self._remove()
         return summary
 
+    def noted(self, key: str) -> Any:
+        """What unfinished work of any job says under ``key``; None where there is none, or it cannot be read."""
+        for file, path in ((_JOB, ()), (_FINISHED, ("job",))):
+            try:
+                found = json.loads((self.folder / file).read_text(encoding="utf-8"))
+                for name in path:
+                    found = found[name]
+                return found[key]
+            except (OSError, ValueError, TypeError, KeyError):
+                continue
+        return None
+
     @contextmanager
-    def claimed(self) -> Iterator[int]:
-        """Holds the folder while the block runs; gives the number of rows that are done.
+    def claimed(self) -> Iterator[dict[int, int]]:
+        """Holds the folder while the block runs; gives the groups that are done: first row and one past the last.
 
         Raises:
             DataError: the output exists already, the folder belongs to another job or holds something else, or
@@ -79,33 +90,51 @@ class PartStore:
             with FileLock(self.folder / "lock").acquire(timeout=0):
                 self._require_no_output()  # another process may have finished it just now
                 self._require_own()
-                parts = self._parts()
-                yield parts[-1][1] if parts else 0
+                yield {start: stop for start, stop, _ in self._parts()}
         except Timeout:
             raise DataError(
                 f"Another process is writing {self.output}.", "Wait for it, or choose another --output."
             ) from None
 
-    def write(self, start: int, rows: Sequence[Row]) -> None:
-        """Writes the rows from ``start`` on as one part, aside first."""
-        name = f"rows-{start:012d}-{start + len(rows):012d}.{self.layout.part_suffix}"
+    def write(self, start: int, answers: Sequence[Sequence[Any]]) -> None:
+        """Writes the answers to the rows from ``start`` on as one part, aside first."""
+        name = f"rows-{start:012d}-{start + len(answers):012d}.jsonl"
         aside = self.folder / f".{name}"
         with writing(self.folder):
-            write_part(aside, rows, self.layout)
+            write_part(aside, answers)
             flush_to_disk(aside)
             aside.replace(self.folder / name)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """All rows written so far, in order."""
-        for _, _, part in self._parts():
-            yield from part_rows(part)
+    def answers(self) -> Iterator[list[Any]]:
+        """The answer to every row, in order.
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes the output from the parts in one go, then removes them; the summary outlives a stop in between."""
+        Raises:
+            RunError: a part is missing or damaged.
+        """
+        reached = 0
+        for start, stop, part in self._parts():
+            if start != reached:
+                raise RunError(
+                    f"Rows {reached} to {start} are missing before {part}.",
+                    f"Start the same command again, or remove {self.folder} to start afresh.",
+                )
+            count = 0
+            try:
+                for answer in part_answers(part):
+                    count += 1
+                    yield answer
+            except (ValueError, TypeError) as error:
+                raise _damaged(part) from error
+            if count != stop - start:
+                raise _damaged(part)
+            reached = stop
+
+    def finish(self, summary: Mapping[str, Any], write: Callable[[Path], None]) -> None:
+        """Puts what ``write`` writes in the output's place, then removes the parts; the summary outlives a stop."""
         aside = self.output.with_name(f".{self.output.name}.partial")
         with writing(self.output):
             try:
-                WRITERS[self.output.suffix.lower()](aside, [part for _, _, part in self._parts()], self.layout)
+                write(aside)
                 flush_to_disk(aside)
                 marker = {"job": dict(self.job), "bytes": aside.stat().st_size, "summary": dict(summary)}
                 write_json(self.folder / _FINISHED, marker)
@@ -147,16 +176,28 @@ class PartStore:
             )
 
     def _parts(self) -> list[tuple[int, int, Path]]:
-        """Parts that follow on one another from row 0, with their first row and the one after their last."""
-        found = sorted(
+        """Complete parts by their first row, with the row after their last."""
+        return sorted(
             (int(match[1]), int(match[2]), path)
             for path in self.folder.iterdir()
             if (match := _PART.fullmatch(path.name))
         )
-        for (_, stop, _), (start, _, path) in zip([(0, 0, None), *found], found, strict=False):
-            if start != stop:
-                raise RunError(f"Rows {stop} to {start} are missing before {path}.", f"Remove {self.folder}.")
-        return found
+
+
+def write_part(path: Path, answers: Sequence[Sequence[Any]]) -> None:
+    """One answer a line; JSON gives floats back to the bit."""
+    path.write_text("".join(json.dumps(list(answer)) + "\n" for answer in answers), encoding="ascii")
+
+
+def part_answers(part: Path) -> Iterator[list[Any]]:
+    """The answers of a part."""
+    with part.open(encoding="ascii", newline="\n") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+def _damaged(part: Path) -> RunError:
+    return RunError(f"{part} is damaged.", "Remove it and start the same command again: its rows are answered anew.")
 
 
 def check_output(path: Path) -> None:

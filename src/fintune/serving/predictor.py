@@ -43,6 +43,9 @@ __all__ = ["OnBatch", "Prediction", "Predictor", "load_predictor"]
 
 log = logging.getLogger(__name__)
 OnBatch = Callable[[int], None]
+# Weights times rows of a part, then its least and most rows: about 20 s on two cores, a few seconds on a GPU.
+_CPU_PART = (2 * 10**10, 16, 1024)
+_GPU_PART = (10**12, 1024, 8192)
 DROPPED = "The prompt is too long: its oldest %d tokens were left out, and the newest are read, %d with the template."
 
 
@@ -195,7 +198,7 @@ class Predictor:
         """
         asked = self.on(adapter)
         question = Question(asked, task, asked._threshold(task, abstain))
-        return label_file(question, Path(source), text, Path(output), progress=progress, **reading)
+        return label_file(question, Path(source), text, Path(output), progress=progress, reading=reading)
 
     def abstention(self, target_accuracy: float, *, task: str | None = None) -> Abstention:
         """The threshold that reaches an accuracy on the validation rows of the run, with what it does there."""
@@ -249,6 +252,15 @@ class Predictor:
         """What the answers depend on: the weights, and the prompt with its limit."""
         asked = f"{self.section(task).model_dump_json()}{self.scorer.chat.max_length}"
         return {"model": self.identity, "task": hashlib.sha256(asked.encode()).hexdigest()}
+
+    @property
+    def rows_a_part(self) -> int:
+        """A power of two that takes some seconds, so that little is lost by a stop, and keeps the device busy."""
+        on_cpu = self.scorer.model.device.type == "cpu"
+        weights: int = sum(weight.numel() for weight in self.scorer.model.model.parameters())
+        work, least, most = _CPU_PART if on_cpu else _GPU_PART
+        fitting: int = 1 << (work // max(weights, 1)).bit_length()
+        return min(most, max(least, fitting))
 
     def _task(self, section: TaskSection) -> ClassificationTask:
         if section.name not in self._tasks_by_name:

@@ -1,7 +1,7 @@
 """A written answer for every row of a file: the rows as they are, with the answer in further columns.
 
 Enters: a ``Predictor`` and a file of prompts, a table or one prompt a line. Leaves: a file with every row once; a start
-after a kill goes on after the last complete part.
+after a kill goes on where it was.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LINE = "prompt"
 """The column of prompts, and what the lines of a text file become."""
+_ROWS_A_PART = {"cpu": 8, "gpu": 512}
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,13 @@ class _Writing:
     predictor: Predictor
     options: WritingOptions
     verb: ClassVar[str] = "answering"
-    first_rows: ClassVar[int] = 4
     wrote: list[tuple[int, float]] = field(default_factory=list)
     first_token_s: float | None = None
+
+    @property
+    def rows_a_part(self) -> int:
+        """Enough to keep the device busy."""
+        return _ROWS_A_PART["cpu" if self.predictor.scorer.model.device.type == "cpu" else "gpu"]
 
     def columns(self, taken: Collection[str]) -> WrittenColumns:
         """Bare names, or those with the first prefix that keeps all apart."""

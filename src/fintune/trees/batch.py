@@ -75,13 +75,24 @@ def bucket_size(length: int, budget: int) -> int:
     return -(-length // step) * step if length <= budget else -(-length // max(budget, step)) * max(budget, step)
 
 
-def batch_from_tree(tree: PrefixTree, *, pad_to: int | None = None) -> TreeBatch:
-    """Turns a prefix tree into tensors; every node with positive supervision becomes a loss edge."""
+def batch_from_tree(tree: PrefixTree, *, pad_to: int | None = None, leaves: bool = True) -> TreeBatch:
+    """Turns a prefix tree into tensors; every node with positive supervision becomes a loss edge.
+
+    Args:
+        tree: the tree.
+        pad_to: tokens of the batch; none is added when None.
+        leaves: False leaves out the last token of every branch: it is predicted, but predicts nothing.
+    """
     children = np.flatnonzero(tree.is_edge)
     edge_parent, size = tree.parent[children], len(tree)
+    tokens, depth, subtree_end = tree.tokens, tree.depth, tree.subtree_end
+    if not leaves:
+        inner = subtree_end > np.arange(size) + 1
+        place = np.concatenate([[0], np.cumsum(inner)])  # of each token, and of the end, among those that stay
+        tokens, depth, subtree_end = tokens[inner], depth[inner], place[subtree_end[inner]]
+        edge_parent, size = place[edge_parent], len(tokens)
     is_parent = np.zeros(size, np.bool_)
     is_parent[edge_parent] = True
-    tokens, depth, subtree_end = tree.tokens, tree.depth, tree.subtree_end
     if pad_to is not None and pad_to > size:
         padding = np.zeros(pad_to - size, np.int64)
         tokens, depth = np.concatenate([tokens, padding]), np.concatenate([depth, padding])

@@ -49,7 +49,12 @@ class EncodedSet:
 
 def encode_all(chat: ChatFormat, examples: Sequence[Example], reserve: int = 0) -> EncodedSet:
     """Encodes examples, counting the truncated and the dropped; ``reserve`` as for ``ChatFormat.encode``."""
-    parts = [encode_parts(chat, example, reserve) for example in examples]
+    answers = [i for i, example in enumerate(examples) if example.learnt == "answer"]
+    read = dict(zip(answers, chat.encode_many([examples[i] for i in answers], reserve), strict=True))
+    parts = [
+        ([] if (found := read[i]) is None else [found]) if i in read else encode_parts(chat, example, reserve)
+        for i, example in enumerate(examples)
+    ]
     pairs = [(i, encoded) for i, found in enumerate(parts) for encoded in found]
     return EncodedSet(
         kept=tuple(i for i, _ in pairs),

@@ -77,6 +77,11 @@ class PrefixTree:
         return len(self.tokens)
 
     @property
+    def inner(self) -> int:
+        """How many tokens have others below them."""
+        return int((self.subtree_end > np.arange(len(self)) + 1).sum())
+
+    @property
     def is_edge(self) -> npt.NDArray[np.bool_]:
         """(T,) True where the edge parent -> token counts in the loss."""
         return (self.supervision > 0) & (self.parent >= 0)

@@ -1,0 +1,98 @@
+"""A file labelled by several processes, or on a Ray cluster, one of which is lost: the same bytes as by one."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import psutil
+import pytest
+
+import fintune
+from fintune.models.tiny import write_tiny_model
+from fintune.schema.errors import DataError, RunError
+from fintune.serving.answers import Question
+from fintune.serving.parts import PartStore
+from fintune.serving.workers import AGAIN
+
+ROWS = 300
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("workers") / "llama")
+
+
+@pytest.fixture
+def source(tmp_path):
+    lines = ["n,headline", *(f'{n},"Profit rose {n * 37 % 101} %{", again" * (n % 7)}"' for n in range(ROWS))]
+    (tmp_path / "in.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "in.csv"
+
+
+@pytest.fixture
+def undisturbed(place, source, tmp_path, monkeypatch):
+    """The output of one process, as bytes; groups have four rows from here on."""
+    monkeypatch.setattr(Question, "rows_a_part", 4)
+    fintune.predict_file(place, source, "headline", tmp_path / "alone.csv", device="cpu")
+    return (tmp_path / "alone.csv").read_bytes()
+
+
+def at_first_part(monkeypatch, action):
+    """Does something when the first part has been written."""
+    write, written = PartStore.write, []
+
+    def and_then(store, start, answers):
+        write(store, start, answers)
+        written.append(start)
+        if len(written) == 1:
+            action()
+
+    monkeypatch.setattr(PartStore, "write", and_then)
+    return written
+
+
+def workers():
+    return [child for child in psutil.Process().children() if "fintune.serving.worker" in child.cmdline()]
+
+
+def test_a_killed_process_ends_all_in_a_sentence_and_the_next_start_leaves_no_trace_of_it(
+    place, source, undisturbed, tmp_path, monkeypatch
+):
+    output = tmp_path / "out.csv"
+    with monkeypatch.context() as patched:
+        written = at_first_part(patched, lambda: os.kill(workers()[0].pid, signal.SIGKILL))
+        with pytest.raises(RunError, match=rf"Process 1 of 2 ended with SIGKILL; the others were stopped\. {AGAIN}"):
+            fintune.predict_file(place, source, "headline", output, processes=2, device="cpu")
+    assert not workers() and not output.exists() and 0 < 4 * len(written) < ROWS
+    outcome = fintune.predict_file(place, source, "headline", output, device="cpu")
+    assert outcome.resumed_from == 4 * len(written) and outcome.rows == ROWS
+    assert output.read_bytes() == undisturbed
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_joined_with_answers_to_other_rows(
+    place, source, undisturbed, tmp_path, monkeypatch
+):
+    at_first_part(monkeypatch, lambda: source.write_text(source.read_text().replace("Profit", "Loss")))
+    with pytest.raises(DataError, match=r"in.csv changed while its rows were read\. Remove .*out.csv.parts"):
+        fintune.predict_file(place, source, "headline", tmp_path / "out.csv", device="cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Ray's, about itself
+def test_a_cluster_that_loses_a_machine_ends_with_the_same_rows(place, source, undisturbed, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is an extra: pip install 'fintune[ray]'")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        machines = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        written = at_first_part(monkeypatch, lambda: cluster.remove_node(machines[0], allow_graceful=False))
+        fintune.predict_file(place, source, "headline", tmp_path / "out.csv", processes=2, engine="ray", device="cpu")
+        assert [node["Alive"] for node in ray.nodes()].count(True) == 2  # the head and one machine
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert len(written) == ROWS / 4
+    assert (tmp_path / "out.csv").read_bytes() == undisturbed
