@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fintune.collecting import collect
     from fintune.corpora import build_corpus
     from fintune.curriculum import CurriculumTrainer
+    from fintune.exporting import export
     from fintune.flare import FLAREEvaluator
     from fintune.judging import judge
     from fintune.quant import quant_build, quant_evaluate
@@ -48,6 +49,7 @@ _ON_DEMAND = {
     "FLAREEvaluator": "fintune.flare",
     "build_corpus": "fintune.corpora",
     "collect": "fintune.collecting",
+    "export": "fintune.exporting",
     "judge": "fintune.judging",
     "quant_build": "fintune.quant",
     "quant_evaluate": "fintune.quant",
@@ -71,6 +73,7 @@ __all__ = [
     "doctor",
     "estimate",
     "evaluate",
+    "export",
     "judge",
     "load",
     "prepare_data",

@@ -21,6 +21,7 @@ from fintune.cli.data_commands import data_app
 from fintune.cli.demo import demo
 from fintune.cli.estimating import estimate
 from fintune.cli.evaluating import evaluate, show_results
+from fintune.cli.exporting import export
 from fintune.cli.generating import generate
 from fintune.cli.gpt_commands import gpt_app
 from fintune.cli.judging import judge
@@ -63,6 +64,7 @@ app.command()(chat)
 app.command()(compare)
 app.command()(demo)
 app.command()(estimate)
+app.command()(export)
 app.command()(generate)
 app.command()(judge)
 app.command()(rationales)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,7 +52,7 @@ class LlamaCpp:
 
     Args:
         file: the GGUF file.
-        context: tokens of a prompt with all its answers, at most; 0 reads the vocabulary and no weights.
+        context: tokens of a prompt with all its answers, at most; 0 for texts alone.
         answers: answers of one prompt, at most.
         threads: CPU threads; all when None.
 
@@ -63,7 +65,8 @@ class LlamaCpp:
         self._library = library = _library()
         settings = library.LlamaModelParams()
         settings.n_gpu_layers = 0
-        settings.vocab_only = context == 0
+        # vocab_only, which would read less, aborts the process in 0.2.18.
+        settings.use_extra_bufts = context > 0  # other copies of the weights, for speed alone
         with _silent():
             try:
                 model = _counted(library.LlamaModel)(str(file), settings)
@@ -121,8 +124,22 @@ class LlamaCpp:
             return self._library.LlamaContext(model, settings)
 
 
+def tokens_of(file: Path, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens that llama.cpp makes of plain texts, BOS and EOS included where the file says so.
+
+    llama.cpp ends the process it runs in where a file is not as it expects, so it gets one of its own.
+
+    Raises:
+        DependencyError: llama.cpp is not installed.
+        ModelError: it cannot read the file.
+    """
+    require_llama_cpp()
+    tokens: list[list[int]] = _apart({"tokens_of": str(file), "texts": list(texts)}, f"read {file}")
+    return tokens
+
+
 def quantize(source: Path, target: Path, kind: str, *, threads: int = 0) -> None:
-    """Packs an f16 file as ``kind``, by llama.cpp itself.
+    """Packs an f16 file as ``kind``, by llama.cpp itself, in a process of its own.
 
     Args:
         source: GGUF file in f16.
@@ -134,15 +151,32 @@ def quantize(source: Path, target: Path, kind: str, *, threads: int = 0) -> None
         DependencyError: llama.cpp is not installed.
         ModelError: it refuses.
     """
+    require_llama_cpp()
+    request = {"quantize": str(source), "target": str(target), "file_type": K_FILE_TYPES[kind], "threads": threads}
+    _apart(request, f"pack {source} as {kind}")
+
+
+def _apart(request: dict[str, Any], what: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-m", __name__], input=json.dumps(request), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelError(f"llama.cpp cannot {what} (exit code {done.returncode}: {last}).", "Export it as merged.")
+    return json.loads(done.stdout)
+
+
+def _answer(request: dict[str, Any]) -> Any:
+    """What ``_apart`` asks for, in the process that it started."""
+    if "tokens_of" in request:
+        opened = LlamaCpp(Path(request["tokens_of"]))
+        return [opened.tokens(text, whole=True) for text in request["texts"]]
     library = _library()
     settings = library.LlamaModelQuantizeParams()
-    settings.ftype = K_FILE_TYPES[kind]
-    settings.nthread = threads
+    settings.ftype, settings.nthread = request["file_type"], request["threads"]
     with _silent():
-        try:
-            library.model_quantize(str(source), str(target), settings)
-        except RuntimeError as error:
-            raise ModelError(f"llama.cpp cannot pack {source} as {kind} ({error}).", "Choose q4_1 or q8_0.") from error
+        library.model_quantize(request["quantize"], request["target"], settings)
+    return None
 
 
 def _counted(kind: Any) -> Any:
@@ -164,3 +198,7 @@ def _silent() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_answer(json.loads(sys.stdin.read()))))

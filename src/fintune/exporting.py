@@ -1,0 +1,377 @@
+"""``fintune.export``: a run, an adapter or a model in the forms that other programs read.
+
+Enters: what was trained. Leaves: one folder, written aside and renamed:
+
+::
+
+    exported/
+      merged/             16-bit safetensors in shards, tokenizer, chat template, generation configuration, model card
+      adapter/            the adapter, for servers that hold the base once and several adapters beside it
+      gguf/               NAME-q8_0.gguf and further ones, Modelfile, model card
+      vllm-merged.yaml, vllm-lora.yaml
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fintune.schema.adapter_records import adapter_place
+from fintune.schema.errors import AdapterError, ModelError, RunError
+from fintune.schema.recipe import ModelSection, Recipe
+from fintune.schema.run_directory import RunDirectory, adapter_folder, write_json, writing
+
+if TYPE_CHECKING:
+    from fintune.models.export.gguf_file import GgufFile
+    from fintune.models.merging import MergeReport
+
+DEFAULT_FORMATS = ("merged", "adapter", "q8_0")
+_PROBES = (
+    "Operating profit rose to EUR 13.1 mn from EUR 8.7 mn in 2007; net sales were 1,234,567.89.\n\n\n2008:  +12%\t(Q4)",
+    "$AAPL +3.4% \u2014 \u201cbeat\u201d; \u20ac1.2bn, \u00a3900k \U0001f680\U0001f4c8 caf\u00e9 Stra\u00dfe \u4e2d\u56fd\u5e73",
+    "  leading, trailing  \n\r\n1 22 333 4444 55555\nI'll don't WE'VE it's\n   \n\tx_y-z/10-K?v=1&w=2 <b>3.0</b>...",
+    "a\n\n b\n  \n   c d\u3000e\u200bf 1\u00bd \u0661\u0662 \u043f\u0440\u0438 \u0644\u0644\u0628 \ud55c\uad6d !!!???---",
+)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote.
+
+    Attributes:
+        path: its folder.
+        files: name within it and size in bytes, by name.
+        merge: how far the merged weights are from the adapter on its base; None where nothing was merged.
+        gguf: the GGUF files.
+        tokens_checked: texts that llama.cpp split as the tokenizer does; None where llama.cpp is not installed.
+        notes: what to know of these files, in sentences.
+    """
+
+    path: Path
+    files: dict[str, int]
+    merge: MergeReport | None = None
+    gguf: tuple[GgufFile, ...] = ()
+    tokens_checked: int | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    Attributes:
+        section: loads the base, or the whole model.
+        adapter: folder of a LoRA adapter; None for a whole model.
+        recipe: what trained it, where that is known.
+        run: the run it comes from, for its card.
+        name: for files and served models.
+    """
+
+    section: ModelSection
+    adapter: Path | None
+    recipe: Recipe | None
+    run: RunDirectory | None
+    name: str
+
+
+def export(
+    source: str | Path,
+    output_dir: str | Path,
+    *,
+    formats: Sequence[str] = (),
+    name: str | None = None,
+    dtype: str = "bfloat16",
+    shard_size: str = "5GB",
+    quantization: str | None = None,
+    device: str | None = None,
+) -> ExportReport:
+    """Writes a model in the forms that other programs read.
+
+    Args:
+        source: run directory, adapter folder, named adapter, or anything ``model.base`` takes.
+        output_dir: folder to make.
+        formats: merged, adapter, and kinds of GGUF: f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, and by llama.cpp itself,
+            where it is installed, q4_k_s, q4_k_m, q5_k_s, q5_k_m and q6_k. Merged, adapter and q8_0 when empty; an
+            adapter only where there is one, and GGUF only where llama.cpp knows the model.
+        name: of files and of the served model; the run's when None.
+        dtype: bfloat16 or float16, of the merged weights.
+        shard_size: largest file of merged weights, such as 5GB.
+        quantization: how the base is held before the merge; as the adapter was trained when None.
+        device: torch device of the merge, which needs four bytes a weight there; a GPU if there is one, when None.
+
+    Raises:
+        AdapterError: ``output_dir`` exists, or ``source`` has no adapter and one was asked for.
+        ModelError: the model cannot be loaded, or llama.cpp has no such model or tokenizer.
+        RunError: the run is not trained to its end, or the files could not be written.
+    """
+    from fintune.models.files import written_aside
+
+    target = Path(output_dir).expanduser()
+    if target.exists():
+        raise AdapterError(f"{target} exists, and would be overwritten.", "Choose another --output.")
+    if dtype not in ("bfloat16", "float16"):
+        raise AdapterError(f"{dtype} is not a type of 16 bits.", "Choose bfloat16 or float16.")
+    asked = _known_formats(formats)
+    found = find_source(source, quantization=quantization, name=name)
+    if found.adapter is None and "adapter" in formats:
+        raise AdapterError(f"{source} has no LoRA adapter to export.", "Leave adapter out of --formats.")
+    with writing(target), written_aside(target) as aside:
+        report = _write(found, aside, asked, bool(formats), dtype, shard_size, device)
+        sizes = {str(file.relative_to(aside)): file.stat().st_size for file in _files(aside)}
+    gguf = tuple(replace(one, path=target / one.path.relative_to(aside)) for one in report.gguf)
+    merge = replace(report.merge, path=target / "merged") if report.merge is not None else None
+    return replace(report, path=target, files=sizes, gguf=gguf, merge=merge)
+
+
+def find_source(source: str | Path, *, quantization: str | None = None, name: str | None = None) -> Source:
+    """What is meant by a run, an adapter, a named adapter or a model.
+
+    Raises:
+        RunError: the run is not trained to its end.
+        AdapterError: the name cannot be part of file names.
+    """
+    from fintune.models.adapter_files import read_adapter_info
+    from fintune.serving.predictor import recipe_of
+
+    place = adapter_place(source)
+    folder = adapter_folder(place)
+    recipe = recipe_of(folder) or recipe_of(place)
+    is_trained = any((folder / file).is_file() for file in ("adapter_config.json", "fintune_base.json"))
+    if not is_trained and (RunDirectory(place).checkpoints.is_dir() or RunDirectory(place).stages.is_file()):
+        raise RunError(f"The run {place} is not trained to its end.", "Finish it with `fintune train` first.")
+    section = recipe.model if recipe is not None else ModelSection(base=str(source))
+    adapter = None
+    if is_trained:
+        info = read_adapter_info(folder)
+        adapter = folder if info.kind == "lora" else None
+        base = (recipe.model.base if recipe is not None else info.base) if adapter else str(folder)
+        pins = {} if adapter else {"revision": None, "content_hash": None}
+        section = ModelSection.model_validate({**section.model_dump(), "base": base, **pins})
+    if quantization is not None:
+        section = ModelSection.model_validate({**section.model_dump(), "quantization": quantization})
+    run = next((RunDirectory(path) for path in (place, folder.parent) if RunDirectory(path).results.is_file()), None)
+    title = name or (recipe.name if recipe is not None else Path(str(source)).name.removesuffix(".gguf"))
+    return Source(section, adapter, recipe, run if is_trained else None, _file_name(title))
+
+
+def _file_name(title: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.")
+    if not name:
+        raise AdapterError(f"{title!r} cannot name a file.", "Choose another --name.")
+    return name
+
+
+def _known_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    from fintune.models.export.gguf_file import KINDS
+    from fintune.models.export.llama_cpp import K_FILE_TYPES, require_llama_cpp
+
+    asked = tuple(dict.fromkeys(formats or DEFAULT_FORMATS))
+    known = ("merged", "adapter", *KINDS, *K_FILE_TYPES)
+    if unknown := [one for one in asked if one not in known]:
+        raise ModelError(f"{unknown[0]} is no format to export to.", f"Choose from {', '.join(known)}.")
+    if any(one in K_FILE_TYPES for one in asked):
+        require_llama_cpp()
+    return asked
+
+
+def _write(
+    source: Source, aside: Path, asked: Sequence[str], explicit: bool, dtype: str, shard_size: str, device: str | None
+) -> ExportReport:
+    from fintune.models.export.llama_cpp import has_llama_cpp
+
+    notes: list[str] = []
+    kinds = [one for one in asked if one not in ("merged", "adapter")]
+    merged = aside / "merged"
+    merge, licence = _whole(source, merged, dtype, shard_size, device)
+    if kinds and not explicit and (reason := _no_gguf(merged)):
+        kinds = []
+        notes.append(f"No GGUF file: {reason}")
+    gguf = _write_gguf(source, merged, aside / "gguf", kinds) if kinds else ()
+    notes += [note for note in dict.fromkeys(note for one in gguf for note in one.notes)]
+    checked = None
+    if gguf and has_llama_cpp():
+        checked = _check_tokens(gguf[0].path, merged)
+    elif gguf:
+        notes.append("Not checked against llama.cpp, which is not installed: pip install 'fintune[llamacpp]'.")
+    notes += _write_settings(source, aside, merged, gguf, asked)
+    _write_cards(source, aside, licence)
+    if "merged" not in asked:
+        shutil.rmtree(merged)
+    return ExportReport(aside, {}, merge, gguf, checked, tuple(notes))
+
+
+def _whole(
+    source: Source, folder: Path, dtype: str, shard_size: str, device: str | None
+) -> tuple[MergeReport | None, str]:
+    """The whole model in 16 bits, and its base's licence."""
+    import torch
+
+    from fintune.models.export.whole import write_whole
+    from fintune.models.files import read_json, stated_licence
+    from fintune.models.merging import MERGE_NOTE, merge_adapter
+    from fintune.session import default_device
+
+    kind: Any = dtype
+    if source.adapter is None:
+        return None, write_whole(source.section, folder, dtype=kind, shard_size=shard_size)
+    where = torch.device(device) if device is not None else default_device()
+    report = merge_adapter(source.section, source.adapter, folder, device=where, dtype=kind, shard_size=shard_size)
+    note = read_json(folder / MERGE_NOTE)
+    write_json(folder / MERGE_NOTE, {key: value for key, value in note.items() if key not in ("path", "adapter")})
+    return report, stated_licence(folder)
+
+
+def _no_gguf(folder: Path) -> str:
+    """Why llama.cpp cannot have this model; empty where it can."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from fintune.models.export.gguf_layout import layout_of
+    from fintune.models.export.gguf_vocabulary import gguf_vocabulary
+    from fintune.models.own import know_own_models
+
+    know_own_models()
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        layout_of(config)
+        gguf_vocabulary(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), int(config.vocab_size))
+    except ModelError as error:
+        return error.message
+    return ""
+
+
+def _write_gguf(source: Source, merged: Path, folder: Path, kinds: Sequence[str]) -> tuple[GgufFile, ...]:
+    from fintune.models.export.gguf_file import write_gguf
+    from fintune.models.export.llama_cpp import K_FILE_TYPES, quantize
+
+    folder.mkdir()
+    files: list[GgufFile] = []
+    wide: GgufFile | None = None
+    for kind in sorted(kinds, key=lambda kind: kind in K_FILE_TYPES):
+        file = folder / f"{source.name}-{kind}.gguf"
+        if kind not in K_FILE_TYPES:
+            files.append(write_gguf(merged, file, kind, name=source.name))
+            wide = files[-1] if kind == "f16" else wide
+            continue
+        kept = wide is not None
+        wide = wide or write_gguf(merged, folder / ".wide.gguf", "f16", name=source.name)
+        quantize(wide.path, file, kind)
+        files.append(replace(wide, path=file, kind=kind, bytes=file.stat().st_size, tensors=_tensors(file)))
+        wide = wide if kept else wide
+    (folder / ".wide.gguf").unlink(missing_ok=True)
+    order = list(kinds)
+    return tuple(sorted(files, key=lambda one: order.index(one.kind)))
+
+
+def _tensors(file: Path) -> dict[str, int]:
+    from collections import Counter
+
+    import gguf
+
+    return dict(Counter(tensor.tensor_type.name.lower() for tensor in gguf.GGUFReader(file).tensors))
+
+
+def _check_tokens(file: Path, merged: Path) -> int:
+    """The number of texts that llama.cpp splits as the tokenizer does.
+
+    Raises:
+        ModelError: it splits one otherwise.
+    """
+    from transformers import AutoTokenizer
+
+    from fintune.models.export.llama_cpp import tokens_of
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
+    for text, found in zip(_PROBES, tokens_of(file, _PROBES), strict=True):
+        if found != tokenizer(text, split_special_tokens=True)["input_ids"]:
+            raise ModelError(
+                f"llama.cpp splits {text[:40]!r}... into other tokens than the tokenizer does.",
+                "Export it as merged, without GGUF, and report this tokenizer.",
+            )
+    return len(_PROBES)
+
+
+def _write_settings(
+    source: Source, aside: Path, merged: Path, gguf: Sequence[GgufFile], asked: Sequence[str]
+) -> list[str]:
+    """Writes what Ollama and vLLM start from; returns what could not be written, and why."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from fintune.models.export.chat_shape import chat_shape
+    from fintune.models.export.gguf_file import end_tokens
+    from fintune.models.export.launchers import modelfile, vllm_merged
+    from fintune.models.own import know_own_models
+
+    know_own_models()
+    tokenizer: Any = AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
+    config: Any = AutoConfig.from_pretrained(merged, trust_remote_code=False)
+    context = int(getattr(config, "max_position_embeddings", None) or 2048)
+    if "merged" in asked:
+        (aside / "vllm-merged.yaml").write_text(vllm_merged("merged", source.name, context), encoding="utf-8")
+    notes = _write_lora(source, aside, context) if "adapter" in asked and source.adapter is not None else []
+    if gguf:
+        ends = dict.fromkeys([*end_tokens(merged), tokenizer.eos_token_id])
+        opening = bool(tokenizer.bos_token) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+        text = modelfile(
+            gguf[0].path.name,
+            chat_shape(tokenizer),
+            context=gguf[0].context,
+            stops=[tokenizer.convert_ids_to_tokens(token) for token in ends if token is not None],
+            bos=tokenizer.bos_token if opening else "",
+            greedy=source.recipe is not None and not any(task.conversations for task in source.recipe.data.tasks),
+            others=[one.path.name for one in gguf[1:]],
+        )
+        (aside / "gguf" / "Modelfile").write_text(text, encoding="utf-8")
+    return notes
+
+
+def _write_lora(source: Source, aside: Path, context: int) -> list[str]:
+    """Copies the adapter, and writes the settings for it on its base."""
+    from fintune.inference.vllm_engine import rank_to_reserve
+    from fintune.models.export.launchers import vllm_lora
+    from fintune.models.locate import locate_base
+
+    assert source.adapter is not None
+    shutil.copytree(source.adapter, aside / "adapter", ignore=shutil.ignore_patterns(".*"))
+    files = locate_base(source.section)
+    revision = files.revision if files.hub_id == source.section.base else None
+    try:
+        text = vllm_lora(
+            files.hub_id or str(files.path),
+            "adapter",
+            source.name,
+            rank=rank_to_reserve(source.adapter),
+            context=context,
+            held=source.section.quantization,
+            revision=revision,
+        )
+    except AdapterError as error:
+        return [f"No vllm-lora.yaml: {error.message}"]
+    (aside / "vllm-lora.yaml").write_text(text, encoding="utf-8")
+    if files.hub_id and files.hub_id != source.section.base:
+        return [f"vllm-lora.yaml names {files.hub_id}, whose weights are not rounded as those trained on were."]
+    return []
+
+
+def _write_cards(source: Source, aside: Path, licence: str) -> None:
+    """A model card in each folder of weights: the run's, where it was evaluated, else the licence alone."""
+    from fintune.reporting.card import write_model_card
+
+    forms: dict[str, Any] = {"merged": aside / "merged", "gguf": aside / "gguf"}
+    for form, folder in forms.items():
+        if not folder.is_dir():
+            continue
+        if source.run is not None and source.recipe is not None:
+            kind: Any = form
+            results, facts = source.run.read_results(), source.run.read_facts()
+            write_model_card(folder, recipe=source.recipe, results=results, model_facts=facts, form=kind)
+        else:
+            text = f"---\nlicense: {licence}\n---\n{source.name}, exported by fintune.\n"
+            (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
