@@ -69,11 +69,11 @@ class LlamaCpp:
         settings.use_extra_bufts = context > 0  # other copies of the weights, for speed alone
         with _silent():
             try:
-                model = _counted(library.LlamaModel)(str(file), settings)
+                self._model = _counted(library.LlamaModel)(str(file), settings)  # the vocabulary lives in it
             except Exception as error:  # whatever the library makes of a file that llama.cpp refused
                 raise ModelError(f"llama.cpp cannot read {file} ({error}).", "Export it again.") from error
-        self._vocabulary = model.get_vocab()
-        self._context = self._open(model, context, answers, threads or os.cpu_count() or 1) if context else None
+        self._vocabulary = self._model.get_vocab()
+        self._context = self._open(context, answers, threads or os.cpu_count() or 1) if context else None
 
     def tokens(self, text: str, *, control: bool = False, whole: bool = False) -> list[int]:
         """The tokens of a text.
@@ -114,14 +114,14 @@ class LlamaCpp:
         shifted = logits - logits.max()
         return shifted - np.log(np.exp(shifted).sum())
 
-    def _open(self, model: Any, context: int, answers: int, threads: int) -> Any:
+    def _open(self, context: int, answers: int, threads: int) -> Any:
         settings = self._library.LlamaContextParams()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = context
         settings.n_seq_max = answers
         settings.kv_unified = True  # the prompt's tokens belong to all its answers
         settings.n_threads = settings.n_threads_batch = threads
         with _silent():
-            return self._library.LlamaContext(model, settings)
+            return self._library.LlamaContext(self._model, settings)
 
 
 def tokens_of(file: Path, texts: Sequence[str]) -> list[list[int]]:
