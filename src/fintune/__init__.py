@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fintune.corpora import build_corpus
     from fintune.curriculum import CurriculumTrainer
     from fintune.exporting import export
+    from fintune.exporting.push import push
     from fintune.flare import FLAREEvaluator
     from fintune.judging import judge
     from fintune.quant import quant_build, quant_evaluate
@@ -51,6 +52,7 @@ _ON_DEMAND = {
     "collect": "fintune.collecting",
     "export": "fintune.exporting",
     "judge": "fintune.judging",
+    "push": "fintune.exporting.push",
     "quant_build": "fintune.quant",
     "quant_evaluate": "fintune.quant",
 }
@@ -78,6 +80,7 @@ __all__ = [
     "load",
     "prepare_data",
     "preview",
+    "push",
     "quant_build",
     "quant_evaluate",
     "recipes",

@@ -38,6 +38,7 @@ from fintune.cli.predicting import (
     read_lines,
     unmarked,
 )
+from fintune.cli.pushing import push
 from fintune.cli.quant import quant_app
 from fintune.cli.rationales import rationales
 from fintune.cli.task_commands import tasks_app
@@ -67,6 +68,7 @@ app.command()(estimate)
 app.command()(export)
 app.command()(generate)
 app.command()(judge)
+app.command()(push)
 app.command()(rationales)
 
 RequireLicence = Annotated[

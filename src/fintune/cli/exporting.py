@@ -58,6 +58,11 @@ def _lines(report: ExportReport) -> list[str]:
             f"logits   of the merged weights differ from the adapter's on its base by {gap.mean:.3g} on average (their "
             f"own spread is {gap.spread:.3g}); the likeliest token is the same for {gap.agreement:.1%}"
         )
+    lines += [
+        f"rounding {one.path.name} keeps {one.kept:.0%} of what tuning changed"
+        for one in report.gguf
+        if one.kept is not None
+    ]
     if report.tokens_checked is not None:
         lines.append(f"tokens   llama.cpp splits {report.tokens_checked} difficult texts as the tokenizer does")
     return lines + [f"note     {note}" for note in report.notes]

@@ -46,6 +46,7 @@ class GgufFile:
         tensors: their number, by how they are packed.
         context: tokens it reads at most.
         notes: what llama.cpp does otherwise than transformers, in sentences.
+        kept: share of the tuning that its rounding leaves, by ``kept_share``; None where it was not measured.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class GgufFile:
     tensors: dict[str, int]
     context: int
     notes: tuple[str, ...]
+    kept: float | None = None
 
 
 def write_gguf(folder: Path, file: Path, kind: str = "q8_0", *, name: str = "") -> GgufFile:

@@ -1,38 +1,29 @@
-"""``fintune.export``: a run, an adapter or a model in the forms that other programs read.
+"""The folder of an export, part by part: whole weights, adapter, GGUF files, settings of other programs, model cards.
 
-Enters: what was trained. Leaves: one folder, written aside and renamed:
-
-::
-
-    exported/
-      merged/             16-bit safetensors in shards, tokenizer, chat template, generation configuration, model card
-      adapter/            the adapter, for servers that hold the base once and several adapters beside it
-      gguf/               NAME-q8_0.gguf and further ones, Modelfile, model card
-      vllm-merged.yaml, vllm-lora.yaml
+Enters: ``Source`` and an empty folder. Leaves: ``ExportReport`` and the files it names.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fintune.schema.adapter_records import adapter_place
-from fintune.schema.errors import AdapterError, ModelError, RunError
-from fintune.schema.recipe import ModelSection, Recipe
-from fintune.schema.run_directory import RunDirectory, adapter_folder, write_json, writing
+from fintune.exporting.source import Source
+from fintune.schema.errors import AdapterError, ModelError
+from fintune.schema.run_directory import write_json
 
 if TYPE_CHECKING:
     from fintune.models.export.gguf_file import GgufFile
     from fintune.models.merging import MergeReport
 
-DEFAULT_FORMATS = ("merged", "adapter", "q8_0")
+_LEAST_KEPT = 0.5
 _PROBES = (
     "Operating profit rose to EUR 13.1 mn from EUR 8.7 mn in 2007; net sales were 1,234,567.89.\n\n\n2008:  +12%\t(Q4)",
-    "$AAPL +3.4% \u2014 \u201cbeat\u201d; \u20ac1.2bn, \u00a3900k \U0001f680\U0001f4c8 caf\u00e9 Stra\u00dfe \u4e2d\u56fd",
+    "$AAPL +3.4% \u2014 \u201cbeat\u201d; \u20ac1.2bn, \u00a3900k \U0001f680\U0001f4c8 caf\u00e9 \u00df \u4e2d\u56fd",
     "  leading, trailing  \n\r\n1 22 333 4444 55555\nI'll don't WE'VE it's\n   \n\tx_y-z/10-K?v=1&w=2 <b>3.0</b>...",
     "a\n\n b\n  \n   c d\u3000e\u200bf 1\u00bd \u0661\u0662 \u043f\u0440\u0438 \u0644\u0644 \ud55c\uad6d !!!???---",
 )
@@ -59,128 +50,20 @@ class ExportReport:
     notes: tuple[str, ...] = field(default=())
 
 
-@dataclass(frozen=True)
-class Source:
-    """What is exported.
-
-    Attributes:
-        section: loads the base, or the whole model.
-        adapter: folder of a LoRA adapter; None for a whole model.
-        recipe: what trained it, where that is known.
-        run: the run it comes from, for its card.
-        name: for files and served models.
-    """
-
-    section: ModelSection
-    adapter: Path | None
-    recipe: Recipe | None
-    run: RunDirectory | None
-    name: str
-
-
-def export(
-    source: str | Path,
-    output_dir: str | Path,
-    *,
-    formats: Sequence[str] = (),
-    name: str | None = None,
-    dtype: str = "bfloat16",
-    shard_size: str = "5GB",
-    quantization: str | None = None,
-    device: str | None = None,
-) -> ExportReport:
-    """Writes a model in the forms that other programs read.
-
-    Args:
-        source: run directory, adapter folder, named adapter, or anything ``model.base`` takes.
-        output_dir: folder to make.
-        formats: merged, adapter, and kinds of GGUF: f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, and by llama.cpp itself,
-            where it is installed, q4_k_s, q4_k_m, q5_k_s, q5_k_m and q6_k. Merged, adapter and q8_0 when empty; an
-            adapter only where there is one, and GGUF only where llama.cpp knows the model.
-        name: of files and of the served model; the run's when None.
-        dtype: bfloat16 or float16, of the merged weights.
-        shard_size: largest file of merged weights, such as 5GB.
-        quantization: how the base is held before the merge; as the adapter was trained when None.
-        device: torch device of the merge, which needs four bytes a weight there; a GPU if there is one, when None.
-
-    Raises:
-        AdapterError: ``output_dir`` exists, or ``source`` has no adapter and one was asked for.
-        ModelError: the model cannot be loaded, or llama.cpp has no such model or tokenizer.
-        RunError: the run is not trained to its end, or the files could not be written.
-    """
-    from fintune.models.files import written_aside
-
-    target = Path(output_dir).expanduser()
-    if target.exists():
-        raise AdapterError(f"{target} exists, and would be overwritten.", "Choose another --output.")
-    if dtype not in ("bfloat16", "float16"):
-        raise AdapterError(f"{dtype} is not a type of 16 bits.", "Choose bfloat16 or float16.")
-    asked = _known_formats(formats)
-    found = find_source(source, quantization=quantization, name=name)
-    if found.adapter is None and "adapter" in formats:
-        raise AdapterError(f"{source} has no LoRA adapter to export.", "Leave adapter out of --formats.")
-    with writing(target), written_aside(target) as aside:
-        report = _write(found, aside, asked, bool(formats), dtype, shard_size, device)
-        sizes = {str(file.relative_to(aside)): file.stat().st_size for file in _files(aside)}
-    gguf = tuple(replace(one, path=target / one.path.relative_to(aside)) for one in report.gguf)
-    merge = replace(report.merge, path=target / "merged") if report.merge is not None else None
-    return replace(report, path=target, files=sizes, gguf=gguf, merge=merge)
-
-
-def find_source(source: str | Path, *, quantization: str | None = None, name: str | None = None) -> Source:
-    """What is meant by a run, an adapter, a named adapter or a model.
-
-    Raises:
-        RunError: the run is not trained to its end.
-        AdapterError: the name cannot be part of file names.
-    """
-    from fintune.models.adapter_files import read_adapter_info
-    from fintune.serving.predictor import recipe_of
-
-    place = adapter_place(source)
-    folder = adapter_folder(place)
-    recipe = recipe_of(folder) or recipe_of(place)
-    is_trained = any((folder / file).is_file() for file in ("adapter_config.json", "fintune_base.json"))
-    if not is_trained and (RunDirectory(place).checkpoints.is_dir() or RunDirectory(place).stages.is_file()):
-        raise RunError(f"The run {place} is not trained to its end.", "Finish it with `fintune train` first.")
-    section = recipe.model if recipe is not None else ModelSection(base=str(source))
-    adapter = None
-    if is_trained:
-        info = read_adapter_info(folder)
-        adapter = folder if info.kind == "lora" else None
-        base = (recipe.model.base if recipe is not None else info.base) if adapter else str(folder)
-        pins = {} if adapter else {"revision": None, "content_hash": None}
-        section = ModelSection.model_validate({**section.model_dump(), "base": base, **pins})
-    if quantization is not None:
-        section = ModelSection.model_validate({**section.model_dump(), "quantization": quantization})
-    run = next((RunDirectory(path) for path in (place, folder.parent) if RunDirectory(path).results.is_file()), None)
-    title = name or (recipe.name if recipe is not None else Path(str(source)).name.removesuffix(".gguf"))
-    return Source(section, adapter, recipe, run if is_trained else None, _file_name(title))
-
-
-def _file_name(title: str) -> str:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.")
-    if not name:
-        raise AdapterError(f"{title!r} cannot name a file.", "Choose another --name.")
-    return name
-
-
-def _known_formats(formats: Sequence[str]) -> tuple[str, ...]:
-    from fintune.models.export.gguf_file import KINDS
-    from fintune.models.export.llama_cpp import K_FILE_TYPES, require_llama_cpp
-
-    asked = tuple(dict.fromkeys(formats or DEFAULT_FORMATS))
-    known = ("merged", "adapter", *KINDS, *K_FILE_TYPES)
-    if unknown := [one for one in asked if one not in known]:
-        raise ModelError(f"{unknown[0]} is no format to export to.", f"Choose from {', '.join(known)}.")
-    if any(one in K_FILE_TYPES for one in asked):
-        require_llama_cpp()
-    return asked
-
-
-def _write(
+def write_folder(
     source: Source, aside: Path, asked: Sequence[str], explicit: bool, dtype: str, shard_size: str, device: str | None
 ) -> ExportReport:
+    """Writes an export into an empty folder.
+
+    Args:
+        source: what is exported.
+        aside: the folder.
+        asked: the formats.
+        explicit: the formats were named, so that one that cannot be written is an error.
+        dtype: of merged weights.
+        shard_size: largest file of them.
+        device: of the merge; a GPU if there is one, when None.
+    """
     from fintune.models.export.llama_cpp import has_llama_cpp
 
     notes: list[str] = []
@@ -262,13 +145,38 @@ def _write_gguf(source: Source, merged: Path, folder: Path, kinds: Sequence[str]
         files.append(replace(wide, path=file, kind=kind, bytes=file.stat().st_size, tensors=_tensors(file)))
         wide = wide if kept else wide
     (folder / ".wide.gguf").unlink(missing_ok=True)
+    if source.adapter is not None:
+        files = [_measured(source, merged, one) for one in files]
     order = list(kinds)
     return tuple(sorted(files, key=lambda one: order.index(one.kind)))
 
 
-def _tensors(file: Path) -> dict[str, int]:
-    from collections import Counter
+def _measured(source: Source, merged: Path, file: GgufFile) -> GgufFile:
+    """The file with the share of the tuning that its rounding leaves.
 
+    Raises:
+        ModelError: it leaves little, so that the file would answer as the untuned base does.
+    """
+    from transformers import AutoConfig
+
+    from fintune.models.export.gguf_layout import layout_of
+    from fintune.models.export.kept import kept_share
+    from fintune.models.locate import locate_base
+
+    if file.kind in ("f16", "bf16"):
+        return file
+    layout = layout_of(AutoConfig.from_pretrained(merged, trust_remote_code=False))
+    share = kept_share(file.path, layout, merged, locate_base(source.section).path)
+    if share is not None and share < _LEAST_KEPT:
+        raise ModelError(
+            f"As {file.kind} only {share:.0%} of what tuning changed would be left: the base lies on the same grid, as "
+            "one does that came from such a file, and the rounding takes the small update back.",
+            "Leave it out of --formats, and choose q8_0 or another kind.",
+        )
+    return replace(file, kept=share)
+
+
+def _tensors(file: Path) -> dict[str, int]:
     import gguf
 
     return dict(Counter(tensor.tensor_type.name.lower() for tensor in gguf.GGUFReader(file).tensors))
@@ -371,7 +279,3 @@ def _write_cards(source: Source, aside: Path, licence: str) -> None:
         else:
             text = f"---\nlicense: {licence}\n---\n{source.name}, exported by fintune.\n"
             (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
