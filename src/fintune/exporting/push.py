@@ -123,10 +123,11 @@ def push(
 
 
 def _require_name(repository: str) -> None:
-    from huggingface_hub.utils._validators import validate_repo_id
+    import huggingface_hub.utils
 
+    rules: Any = huggingface_hub.utils
     try:
-        validate_repo_id(repository)
+        rules.validate_repo_id(repository)
     except ValueError as error:
         raise ModelError(f"{repository} is no name of a repository.", "Write owner/name.") from error
     if "/" not in repository:

@@ -157,8 +157,14 @@ def quantize(source: Path, target: Path, kind: str, *, threads: int = 0) -> None
 
 
 def _apart(request: dict[str, Any], what: str) -> Any:
+    # By its path, not as a module: this file needs nothing of fintune.models, which takes seconds to import.
     done = subprocess.run(
-        [sys.executable, "-m", __name__], input=json.dumps(request), capture_output=True, text=True, check=False
+        [sys.executable, "-P", __file__],
+        input=json.dumps(request),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
