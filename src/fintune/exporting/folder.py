@@ -77,7 +77,8 @@ def write_folder(
     notes += [note for note in dict.fromkeys(note for one in gguf for note in one.notes)]
     checked = None
     if gguf and has_llama_cpp():
-        checked = _check_tokens(gguf[0].path, merged)
+        checked, otherwise = _check_tokens(gguf[0], merged)
+        notes += otherwise
     elif gguf:
         notes.append("Not checked against llama.cpp, which is not installed: pip install 'fintune[llamacpp]'.")
     notes += _write_settings(source, aside, merged, gguf, asked)
@@ -182,24 +183,33 @@ def _tensors(file: Path) -> dict[str, int]:
     return dict(Counter(tensor.tensor_type.name.lower() for tensor in gguf.GGUFReader(file).tensors))
 
 
-def _check_tokens(file: Path, merged: Path) -> int:
-    """The number of texts that llama.cpp splits as the tokenizer does.
+def _check_tokens(file: GgufFile, merged: Path) -> tuple[int, list[str]]:
+    """The number of texts that llama.cpp splits as the tokenizer does, and what it does otherwise.
 
     Raises:
-        ModelError: it splits one otherwise.
+        ModelError: it splits one otherwise that it should not.
     """
     from transformers import AutoTokenizer
 
     from fintune.models.export.llama_cpp import tokens_of
 
     tokenizer: Any = AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
-    for text, found in zip(_PROBES, tokens_of(file, _PROBES), strict=True):
+    sentencepiece = file.pre_tokenizer == "default"  # whose leading space llama.cpp treats in its own way
+    probes = [text.strip() for text in _PROBES] if sentencepiece else list(_PROBES)
+    for text, found in zip(probes, tokens_of(file.path, probes), strict=True):
         if found != tokenizer(text, split_special_tokens=True)["input_ids"]:
             raise ModelError(
                 f"llama.cpp splits {text[:40]!r}... into other tokens than the tokenizer does.",
                 "Export it as merged, without GGUF, and report this tokenizer.",
             )
-    return len(_PROBES)
+    if not tokenizer.chat_template:
+        return len(probes), []
+    turns = [{"role": "user", "content": probes[0]}]
+    chat = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    expected = tokenizer(chat, add_special_tokens=False)["input_ids"]
+    if tokens_of(file.path, [chat], control=True) == [expected]:
+        return len(probes) + 1, []
+    return len(probes), ["llama.cpp splits a rendered chat into other tokens than the tokenizer does."]
 
 
 def _write_settings(

@@ -41,6 +41,9 @@ _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     ((_TEKKEN,), True): "tekken",
 }
 _SPACE = "\u2581"
+_LEADING_SPACE = (
+    "llama.cpp puts one space more before a text, or a part after a control token, that begins with one.",
+)
 _REMEDY = "Export it as merged, without GGUF."
 
 
@@ -109,6 +112,7 @@ def gguf_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, end_tokens: S
             merges=(),
             scores=_scores(tokens, merges),
             add_space_prefix=_space_prefix(stated),
+            notes=_LEADING_SPACE if (stated.get("pre_tokenizer") or {}).get("type") == "Metaspace" else (),
             **common,
         )
     return GgufVocabulary(

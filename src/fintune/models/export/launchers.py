@@ -58,17 +58,19 @@ def modelfile(
 def go_template(shape: ChatShape, bos: str = "") -> str | None:
     """The chat template in the language of Go's text/template; None where it cannot be quoted in a Modelfile."""
     system, user, answer = shape.system or ("", ""), shape.user, shape.answer
-    opening = shape.opening.removeprefix(bos)
-    if not opening and system[0].startswith(bos):
+    opening, repeated = shape.opening.removeprefix(bos), ""
+    if bos and not shape.opening and system[0].startswith(bos):
         system = (system[0].removeprefix(bos), system[1])
-    before_user = _literal(user[0])
+        if user[0].startswith(bos):  # before each question, so that only the first one is put there by itself
+            user, repeated = (user[0].removeprefix(bos), user[1]), f"{{{{ if $i }}}}{_literal(bos)}{{{{ end }}}}"
+    before_user = repeated + _literal(user[0])
     if shape.joins_user:
         before_user = f"{{{{ if not $joined }}}}{before_user}{{{{ end }}}}{{{{ $joined = false }}}}"
     system_end = _literal(system[1]) + ("{{ $joined = true }}" if shape.joins_user else "")
     parts = [
         "{{ $joined := false }}" if shape.joins_user else "",
         _literal(opening),
-        "{{ range .Messages }}",
+        "{{ range $i, $turn := .Messages }}" if repeated else "{{ range .Messages }}",
         f'{{{{ if eq .Role "system" }}}}{_literal(system[0])}{{{{ .Content }}}}{system_end}',
         f'{{{{ else if eq .Role "user" }}}}{before_user}{{{{ .Content }}}}{_literal(user[1])}',
         f'{{{{ else if eq .Role "assistant" }}}}{_literal(answer[0])}{{{{ .Content }}}}{_literal(answer[1])}',

@@ -124,8 +124,10 @@ class LlamaCpp:
             return self._library.LlamaContext(self._model, settings)
 
 
-def tokens_of(file: Path, texts: Sequence[str]) -> list[list[int]]:
+def tokens_of(file: Path, texts: Sequence[str], *, control: bool = False) -> list[list[int]]:
     """The tokens that llama.cpp makes of plain texts, BOS and EOS included where the file says so.
+
+    With ``control`` the texts are rendered chats: control tokens in them are read, and nothing is put around them.
 
     llama.cpp ends the process it runs in where a file is not as it expects, so it gets one of its own.
 
@@ -134,7 +136,7 @@ def tokens_of(file: Path, texts: Sequence[str]) -> list[list[int]]:
         ModelError: it cannot read the file.
     """
     require_llama_cpp()
-    tokens: list[list[int]] = _apart({"tokens_of": str(file), "texts": list(texts)}, f"read {file}")
+    tokens: list[list[int]] = _apart({"tokens_of": str(file), "texts": list(texts), "control": control}, f"read {file}")
     return tokens
 
 
@@ -176,7 +178,8 @@ def _answer(request: dict[str, Any]) -> Any:
     """What ``_apart`` asks for, in the process that it started."""
     if "tokens_of" in request:
         opened = LlamaCpp(Path(request["tokens_of"]))
-        return [opened.tokens(text, whole=True) for text in request["texts"]]
+        control = request["control"]
+        return [opened.tokens(text, control=control, whole=not control) for text in request["texts"]]
     library = _library()
     settings = library.LlamaModelQuantizeParams()
     settings.ftype, settings.nthread = request["file_type"], request["threads"]
