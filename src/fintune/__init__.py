@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from fintune.corpora import build_corpus
     from fintune.curriculum import CurriculumTrainer
     from fintune.drawing import figures
+    from fintune.exporting import export
+    from fintune.exporting.push import push
     from fintune.flare import FLAREEvaluator
     from fintune.judging import judge
     from fintune.labelling import predict_file
@@ -50,9 +52,11 @@ _ON_DEMAND = {
     "FLAREEvaluator": "fintune.flare",
     "build_corpus": "fintune.corpora",
     "collect": "fintune.collecting",
+    "export": "fintune.exporting",
     "figures": "fintune.drawing",
     "judge": "fintune.judging",
     "predict_file": "fintune.labelling",
+    "push": "fintune.exporting.push",
     "quant_build": "fintune.quant",
     "quant_evaluate": "fintune.quant",
 }
@@ -75,12 +79,14 @@ __all__ = [
     "doctor",
     "estimate",
     "evaluate",
+    "export",
     "figures",
     "judge",
     "load",
     "predict_file",
     "prepare_data",
     "preview",
+    "push",
     "quant_build",
     "quant_evaluate",
     "recipes",

@@ -21,6 +21,7 @@ from fintune.cli.data_commands import data_app
 from fintune.cli.demo import demo
 from fintune.cli.estimating import estimate
 from fintune.cli.evaluating import evaluate, show_results
+from fintune.cli.exporting import export
 from fintune.cli.figures import figures
 from fintune.cli.generating import generate
 from fintune.cli.gpt_commands import gpt_app
@@ -42,6 +43,7 @@ from fintune.cli.predicting import (
     read_lines,
     unmarked,
 )
+from fintune.cli.pushing import push
 from fintune.cli.quant import quant_app
 from fintune.cli.rationales import rationales
 from fintune.cli.task_commands import tasks_app
@@ -68,9 +70,11 @@ app.command()(chat)
 app.command()(compare)
 app.command()(demo)
 app.command()(estimate)
+app.command()(export)
 app.command()(figures)
 app.command()(generate)
 app.command()(judge)
+app.command()(push)
 app.command()(rationales)
 
 RequireLicence = Annotated[

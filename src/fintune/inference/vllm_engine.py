@@ -68,12 +68,17 @@ def open_vllm(model: Path, *, adapter: Path | None = None, batch_size: int = 256
     options: dict[str, Any] = {"enable_prefix_caching": True, "max_num_seqs": batch_size, "seed": 0, **engine_options}
     if adapter is None:
         return VllmModel(_module("vllm").LLM(model=str(model), **options))
-    options |= {"enable_lora": True, "max_lora_rank": _rank_to_reserve(adapter)}
+    options |= {"enable_lora": True, "max_lora_rank": rank_to_reserve(adapter)}
     engine = _module("vllm").LLM(model=str(model), **options)
     return VllmModel(engine, _module("vllm.lora.request").LoRARequest("fintune", 1, str(adapter)))
 
 
-def _rank_to_reserve(adapter: Path) -> int:
+def rank_to_reserve(adapter: Path) -> int:
+    """The rank that vLLM reserves room for to hold an adapter.
+
+    Raises:
+        AdapterError: vLLM cannot hold it.
+    """
     file = adapter / "adapter_config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

@@ -27,6 +27,7 @@ from fintune.schema.recipe import ModelSection
 from fintune.schema.run_directory import writing
 
 MERGE_NOTE = "fintune_merge.json"
+SHARD_SIZE = "5GB"
 TEXTS = (
     "Operating profit rose to EUR 13.1 mn from EUR 8.7 mn in the corresponding period of 2007.",
     "Shares of the bank fell 3.4% after the board cut its dividend and warned of weaker demand.",
@@ -91,6 +92,7 @@ def merge_adapter(
     device: torch.device,
     dtype: Literal["bfloat16", "float16"] = "bfloat16",
     texts: Sequence[str] = TEXTS,
+    shard_size: str = SHARD_SIZE,
 ) -> MergeReport:
     """Merges an adapter and measures what that changed.
 
@@ -103,6 +105,7 @@ def merge_adapter(
         device: where everything is computed.
         dtype: of the merged weights.
         texts: what the logits are compared on.
+        shard_size: largest file of weights, such as 5GB.
 
     Raises:
         AdapterError: ``target`` exists, or the adapter is none or of another base.
@@ -118,7 +121,7 @@ def merge_adapter(
     model: Any = load_adapter(base, adapter)
     expected = logits_of(model, samples, base.dtype)
     model = model.unload()
-    with _merged(base, info, target, DTYPES[dtype], device) as aside:
+    with _merged(base, info, target, DTYPES[dtype], device, shard_size) as aside:
         del model
         found = logits_of(_reload(aside, base, device), samples, base.dtype)
         report = MergeReport(
@@ -186,7 +189,12 @@ def _info_to_merge(adapter: Path) -> AdapterInfo:
 
 @contextmanager
 def _merged(
-    base: LoadedBase, info: AdapterInfo, target: Path, dtype: torch.dtype, place: torch.device
+    base: LoadedBase,
+    info: AdapterInfo,
+    target: Path,
+    dtype: torch.dtype,
+    place: torch.device,
+    shard_size: str = SHARD_SIZE,
 ) -> Iterator[Path]:
     """The folder with the merged model, which takes its place after the block; ``base`` is used up.
 
@@ -198,7 +206,9 @@ def _merged(
     with writing(target), written_aside(target) as aside:
         with no_progress_bars():
             # What transformers did to read weights that were stored quantised it cannot undo.
-            merged.save_pretrained(str(aside), save_original_format=not base.facts.prequantized)
+            merged.save_pretrained(
+                str(aside), save_original_format=not base.facts.prequantized, max_shard_size=shard_size
+            )
         base.tokenizer.save_pretrained(str(aside))
         note = f"{base.files.source} with the adapter {info.path} merged into it."
         (aside / "README.md").write_text(f"---\nlicense: {base.files.licence}\n---\n{note}\n", encoding="utf-8")

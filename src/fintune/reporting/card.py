@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from fintune.reporting.card_usage import Form, base_id, hub_id, usage
 from fintune.reporting.markup import markdown_table, markdown_text
 from fintune.reporting.scores import main_metrics, score_tables
 from fintune.reporting.tables import Table, facts_table, licence_table, overlap_table
@@ -71,9 +72,6 @@ _HUB_METRICS = {
     "recall": "recall",
     "exact": "exact_match",
 }
-_HUB_ID = re.compile(
-    r"^(?:sample of )?(?:hf://|https://huggingface\.co/(?:datasets/)?)?([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:@\w+)?$"
-)
 
 
 def write_model_card(
@@ -83,6 +81,7 @@ def write_model_card(
     results: EvaluationResults,
     model_facts: Mapping[str, Any],
     title: str | None = None,
+    form: Form = "run",
 ) -> Path:
     """Writes the model card and returns its path.
 
@@ -92,18 +91,23 @@ def write_model_card(
         results: aggregates, licences and overlap; may hold no results.
         model_facts: ``base_model`` (hub id) and ``base_licence`` enter the front matter; the rest is listed.
         title: heading of the card; the recipe's name when left out.
+        form: what lies beside the card: what the run itself saved, or an export of it as whole weights or as GGUF.
     """
     target = path if path.suffix == ".md" else path / "README.md"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(model_card(recipe, results, model_facts, title), encoding="utf-8")
+    target.write_text(model_card(recipe, results, model_facts, title, form), encoding="utf-8")
     return target
 
 
 def model_card(
-    recipe: Recipe, results: EvaluationResults, model_facts: Mapping[str, Any], title: str | None = None
+    recipe: Recipe,
+    results: EvaluationResults,
+    model_facts: Mapping[str, Any],
+    title: str | None = None,
+    form: Form = "run",
 ) -> str:
     """The card as text."""
-    front = yaml.safe_dump(_front_matter(recipe, results, model_facts), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(_front_matter(recipe, results, model_facts, form), sort_keys=False, allow_unicode=True)
     parts = [
         f"---\n{front}---",
         f"# {markdown_text(title or recipe.name)}",
@@ -112,7 +116,7 @@ def model_card(
         *(markdown_text(sentence) for sentence in verdict(results)),
         *_tables(score_tables(results) if results.results else []),
         "## Use",
-        _usage(recipe, model_facts),
+        usage(recipe, model_facts, form),
         "## Training",
         _training_words(recipe),
         *_tables([facts_table(model_facts)]),
@@ -147,17 +151,24 @@ def licence_id(licence: str) -> str:
     return text if text in LICENCES else UNKNOWN
 
 
-def _front_matter(recipe: Recipe, results: EvaluationResults, facts: Mapping[str, Any]) -> dict[str, Any]:
-    base = _base_id(recipe, facts)
+def _front_matter(recipe: Recipe, results: EvaluationResults, facts: Mapping[str, Any], form: Form) -> dict[str, Any]:
+    base = base_id(recipe, facts)
     lora = recipe.adapter.kind == "lora"
     quantised = recipe.model.quantization != "none"
-    datasets = [found for d in results.data if (found := _hub_id(d.source))]
+    datasets = [found for d in results.data if (found := hub_id(d.source))]
     front: dict[str, Any] = {
         "base_model": base,
-        "library_name": "peft" if lora else "transformers",
+        "base_model_relation": "finetune" if form != "run" and base else None,
+        "library_name": {"run": "peft" if lora else "transformers", "merged": "transformers", "gguf": "gguf"}[form],
         "pipeline_tag": "text-generation",
         "license": strictest_licence(_all_licences(results, facts)),
-        "tags": ["finance", "fintune", *(["lora"] if lora else []), *(["qlora"] if lora and quantised else [])],
+        "tags": [
+            "finance",
+            "fintune",
+            *(["lora"] if lora else []),
+            *(["qlora"] if lora and quantised else []),
+            *(["gguf"] if form == "gguf" else []),
+        ],
         "datasets": list(dict.fromkeys(datasets)) or None,
         "metrics": list(dict.fromkeys(kind for r in results.under("robust") for kind, _ in _hub_metrics(r))) or None,
         "model-index": _model_index(recipe, results) or None,
@@ -166,7 +177,7 @@ def _front_matter(recipe: Recipe, results: EvaluationResults, facts: Mapping[str
 
 
 def _model_index(recipe: Recipe, results: EvaluationResults) -> list[dict[str, Any]]:
-    sources = {d.task: _hub_id(d.source) or d.task for d in results.data}
+    sources = {d.task: hub_id(d.source) or d.task for d in results.data}
     entries = [
         {
             "task": {"type": _HUB_TASKS[r.scoring]},
@@ -201,50 +212,6 @@ def _tables(tables: Iterable[Table | None]) -> list[str]:
             lines += [f"**{markdown_text(table.caption)}**", markdown_table(table)]
             lines += [markdown_text(table.note)] if table.note else []
     return lines
-
-
-def _usage(recipe: Recipe, facts: Mapping[str, Any]) -> str:
-    base = _base_id(recipe, facts)
-    if recipe.adapter.kind == "lora":
-        package = "peft"
-        code = f"""from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("{base or "path/to/the/base/model"}")
-model = PeftModel.from_pretrained(base, "path/to/this/folder")"""
-    else:
-        package = "transformers"
-        code = """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")"""
-    source = str(facts.get("base_source") or "")
-    derived = recipe.adapter.kind == "lora" and base is not None and bool(source) and _hub_id(source) != base
-    caveat = (
-        f"\n\nThe scores above were measured on a copy of {markdown_text(base)} derived from a 4-bit file (Q4_1 GGUF), "
-        "so with the base loaded from the hub they may differ slightly."
-        if derived and base
-        else ""
-    )
-    return f"""With fintune, which scores each label as a whole:
-
-```python
-import fintune
-
-model = fintune.load("path/to/this/folder")
-model.predict(["Operating profit rose to EUR 13.1 mn from EUR 8.7 mn."])
-```
-
-With {package} alone:
-
-```python
-{code}
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-```{caveat}"""
-
-
-def _base_id(recipe: Recipe, facts: Mapping[str, Any]) -> str | None:
-    """The hub id of the base model, when it has one."""
-    return _hub_id(str(facts.get("base_model") or recipe.model.base))
 
 
 def _training_words(recipe: Recipe) -> str:
@@ -315,11 +282,3 @@ def _limits(results: EvaluationResults) -> str:
 
 def _note(licence: DataLicence) -> str:
     return f"{licence.task}: {licence.split_note}"
-
-
-def _hub_id(name: str) -> str | None:
-    """The hub id in a source or base name; None for aliases and local paths, which mean nothing elsewhere."""
-    found = _HUB_ID.match(name.strip())
-    if found is None or found[1].endswith((".gguf", ".csv", ".json", ".jsonl", ".parquet", ".txt")):
-        return None
-    return found[1]
