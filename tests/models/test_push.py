@@ -137,7 +137,7 @@ def test_one_commit_holds_the_files_as_the_dry_run_showed_them(adapter, hub):
     report = push(adapter, "jane/tone", message="First")
     assert report.address.endswith("/jane/tone/commit/1")
     created = json.loads(hub.seen[0][2])
-    assert (created["name"], created["organization"], created["private"]) == ("tone", "jane", True)
+    assert (created["name"], created["organization"], created["visibility"]) == ("tone", "jane", "private")
     assert {token for _, token, _ in hub.seen} == {"Bearer hf_" + "x" * 34}
     lines = [json.loads(line) for line in hub.seen[-1][2].splitlines()]
     assert lines[0]["value"]["summary"] == "First"
