@@ -25,7 +25,7 @@ from fintune.sources.corpus.settings import sources_of
 from tests.docs.blocks import ROOT, Block, Command, fintune_arguments, shell_text
 
 # Programs of the system, or of a library that only starts others: nothing of ours to check in their arguments.
-SYSTEM = {"export", "source", "cd", "mkdir", "printf", "echo", "cat", "head", "ls", "cp", "for", "srun", "git"}
+SYSTEM = {"export", "source", "cd", "mkdir", "printf", "echo", "cat", "head", "ls", "cp", "for", "srun", "git", "tensorboard"}
 
 
 def check_shell_syntax(block: Block) -> None:

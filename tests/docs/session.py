@@ -67,7 +67,7 @@ def _write_files(folder: Path) -> None:
     prices.to_csv(folder / "prices.csv", index=False)
     prices.to_parquet(folder / "prices.parquet")
     dates = pd.date_range("2024-02-04", "2024-05-26", freq="W-SUN").strftime("%Y-%m-%d")
-    directions = ("up", "down", "up")
+    directions = (1, -1, 1)
     weeks = [(s, d, directions[i % 3]) for i, d in enumerate(dates) for s in ("XDEMO", "XTOYS")]
     pd.DataFrame(weeks, columns=["symbol", "date", "direction"]).to_csv(folder / "forecasts.csv", index=False)
     (folder / "finance_corpus.txt").write_text(
@@ -92,8 +92,10 @@ class Session:
             self.counts["parsed only"] += 1
             return None
         self.counts["run"] += 1
+        words = " ".join(arguments)
         for before, after, _ in IN_COMMANDS:
-            arguments = " ".join(arguments).replace(before, after).split(" ") if before in " ".join(arguments) else arguments
+            if before in words:
+                arguments = words.replace(before, after).split(" ")
         key = "\0".join(arguments)
         if key in self.done:
             return None
@@ -158,6 +160,7 @@ def new_session(folder: Path) -> Any:
         for words in (
             ("fintune", "train", "quickstart", "training.epochs=2", "--output-dir", "runs/two-epochs"),
             ("fintune", "train", "quickstart", "--output-dir", "runs/quickstart"),
+            ("fintune", "gpt", "new", "gpt-untrained", "--size", "tiny", "--tokenizer", "smollm2-135m"),
         ):
             session.run(Command("the session", words), "")
         yield session

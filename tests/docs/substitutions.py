@@ -9,7 +9,7 @@ from __future__ import annotations
 from tests.runs import QUICK
 
 # The embedded model ``smollm2-135m`` is a tiny random Llama (its place in the cache is taken), and trainings are short.
-SMALL = tuple(change for change in QUICK if not change.startswith(("report.", "adapter.rank", "adapter.alpha")))
+SMALL = tuple(change for change in QUICK if not change.startswith(("adapter.", "training.warmup")))
 MORE_ARGUMENTS = {
     "train": SMALL,
     "quickstart": SMALL,
@@ -22,12 +22,13 @@ MORE_ARGUMENTS = {
 IN_COMMANDS = (
     ("runs/stage2", "runs/quickstart", "any second run shows how adapters are kept"),
     ("combine sentiment@1 headlines ", "combine sentiment@1 sentiment@2 ", "the second adapter"),
-    ("--limit 200", "--limit 8", "a few documents show that it works"),
+    ("fed_speeches/speeches.jsonl", "finance_corpus.txt", "text of the reader's"),
 )
 IN_PYTHON = (
     ("overrides=[", "overrides=[*SMALL, ", "short trainings"),
-    ("label=\"tone\", table", "label=\"tone\", overrides=SMALL, table", "short trainings"),
-    ("limit=200", "limit=4", "a few documents show that it works"),
+    ('label="tone", table', 'label="tone", overrides=SMALL, table', "short trainings"),
+    ("abstain=0.9", "abstain=0.05", "few rows and a random model allow no better bound"),
+    ("headlines@2", "sentiment@1", "the second adapter"),
 )
 
 # Commands, by a regular expression, that are parsed and not run, each with the reason.
@@ -39,9 +40,9 @@ NOT_RUN = (
     (r"(^|/)(torchrun|accelerate|srun) |--gpus 4", "needs several GPUs or machines; tests/training runs processes"),
     (r"flare|finqa|fpb|fomc|fiqa_sa|dow30|weekly_", "needs data sets that may not be shipped; tests/tasks has rows"),
     (r"finllama|finsight|news-cpt|gpt-scratch", "needs weights or data sets that are not shipped"),
-    (r"my-chat|runs/(label|base|table)", "a run of the reader's"),
-    (r"quant ", "minutes of building and fitting; tests/forecasting/quant runs it"),
-    (r"^fintune corpus build (sources|news)", "files of the reader's; tests/test_corpora.py builds such"),
+    (r"my-chat|runs/(label|base|table)|=runs/curriculum", "a run of the reader's"),
+    (r" quant|quant-data", "minutes of building and fitting; tests/forecasting/quant runs it"),
+    (r"^fintune corpus build (sources|news|clean)", "files of the reader's; tests/test_corpora.py builds such"),
     (r"^python ", "a benchmark, for minutes and mostly for a GPU"),
     (r"^(make|pip|python3|source|export|git|cd|mkdir|printf|curl|docker) ?", "installs, or is the shell's"),
 )
