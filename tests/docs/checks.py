@@ -10,6 +10,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,8 @@ def check_command(command: Command) -> None:
 
 def check_fintune(arguments: list[str], place: str) -> None:
     """Parses the arguments with the real commands, whose bodies are taken out, and validates the recipe they name."""
-    tree = get_command(app)
-    seen: list[Mapping[str, Any]] = []
-    _take_out_bodies(tree, seen)
+    tree, seen = _parser()
+    seen.clear()
     rest, _ = _split_flags(arguments)
     try:
         tree(rest, prog_name="fintune", standalone_mode=False, obj=Output(json=False, debug=False, arguments=rest))
@@ -62,6 +62,15 @@ def check_fintune(arguments: list[str], place: str) -> None:
         raise AssertionError(f"{place}: fintune {' '.join(arguments)}: {error}") from error
     for given in seen:
         _check_recipe(given, place)
+
+
+@cache
+def _parser() -> tuple[Any, list[Mapping[str, Any]]]:
+    """The commands without their bodies, which takes a while to make, and what the last one was given."""
+    seen: list[Mapping[str, Any]] = []
+    tree = get_command(app)
+    _take_out_bodies(tree, seen)
+    return tree, seen
 
 
 def _take_out_bodies(command: Any, seen: list[Mapping[str, Any]]) -> None:
@@ -74,12 +83,17 @@ def _take_out_bodies(command: Any, seen: list[Mapping[str, Any]]) -> None:
         _take_out_bodies(child, seen)
 
 
+@cache
+def _shipped() -> set[str]:
+    return {info.name for info in list_recipes()}
+
+
 def _check_recipe(given: Mapping[str, Any], place: str) -> None:
     """Recipe, overrides and tasks of a parsed command."""
     recipe, overrides = given.get("recipe"), given.get("overrides") or ()
     if isinstance(recipe, str) and "=" in recipe:  # as in ``fintune train --data FILE training.epochs=2``
         recipe, overrides = "quickstart", [recipe, *overrides]
-    if recipe in {info.name for info in list_recipes()} or (recipe is None and overrides):
+    if recipe in _shipped() or (recipe is None and overrides):
         try:
             load_recipe(recipe or "quickstart", overrides)
         except FintuneError as error:

@@ -6,16 +6,23 @@ Everything is run but what ``NOT_RUN`` and ``PYTHON_NOT_RUN`` name; that is stil
 
 from __future__ import annotations
 
-from tests.runs import QUICK
-
-# The embedded model ``smollm2-135m`` is a tiny random Llama (its place in the cache is taken), and trainings are short.
-SMALL = tuple(change for change in QUICK if not change.startswith(("adapter.", "training.warmup")))
+# The embedded model ``smollm2-135m`` is a tiny random Llama (its place in the cache is taken), and runs are short.
+SMALL = (
+    "model.quantization=none",
+    "data.train_limit=16",
+    "data.validation_limit=12",
+    "data.near_duplicate_threshold=null",
+    "training.tracking=[]",
+    "evaluation.limit=12",
+    "evaluation.bootstrap_samples=100",
+    "evaluation.baselines=[majority]",
+    "report.enabled=false",
+)
 MORE_ARGUMENTS = {
     "train": SMALL,
     "quickstart": SMALL,
-    "evaluate": ("--limit", "8", "evaluation.bootstrap_samples=100"),
+    "evaluate": ("--limit", "8", "--baselines", "majority", *SMALL[3:4], *SMALL[6:7], *SMALL[8:]),
     "generate": ("--max-new-tokens", "8"),
-    "preview": (),
 }
 
 # Text of a command or a Python block -> what stands there in a test.
