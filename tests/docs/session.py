@@ -46,7 +46,7 @@ def headlines(rows: int) -> pd.DataFrame:
     return pd.DataFrame(made)
 
 
-def _plant_model(cache: Path) -> None:
+def plant_model(cache: Path) -> None:
     """A tiny random model in the place where the conversion of the embedded one is kept."""
     digest = ALIASES["smollm2-135m"].sha256
     folder = write_tiny_model(converted_folder(digest))
@@ -154,7 +154,7 @@ def new_session(folder: Path) -> Any:
         patched.setenv("FINTUNE_HOME", str(folder / "home"))
         patched.setenv("COLUMNS", "100")
         patched.delenv("FINTUNE_DATA_DIR", raising=False)
-        _plant_model(folder / "cache")
+        plant_model(folder / "cache")
         _write_files(folder)
         session = Session(folder)
         for words in (
