@@ -42,6 +42,7 @@ IN_PYTHON = (
 NOT_RUN = (
     (r"^fintune collect ", "asks providers on the network, with keys"),
     (r"^fintune (judge|rationales) ", "asks a language model at an address of one's own"),
+    (r"^fintune (serve|export)", "serves until it is stopped, or needs a library; tests of their own run them"),
     (r"^fintune demo", "serves until it is stopped; tests/serving runs the page"),
     (r"^fintune bench ", "measures for minutes; tests/bench runs it"),
     (r"(^|/)(torchrun|accelerate|srun) |--gpus 4", "needs several GPUs or machines; tests/training runs processes"),
