@@ -81,4 +81,4 @@ def test_most_commands_of_ours_run() -> None:
     ours = {str(c) for b in all_blocks() if b.reason is None and is_shell(b) for c in commands_of(b)}
     ours = {command for command in ours if command.startswith("fintune ")}
     run = {command for command in ours if reason_not_to_run(command) is None}
-    assert len(run) >= 40, sorted(ours - run)
+    assert len(run) > len(ours) / 2, f"{len(run)} of {len(ours)} run; not {sorted(ours - run)}"
