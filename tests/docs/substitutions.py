@@ -48,7 +48,7 @@ NOT_RUN = (
     (r"(^|/)(torchrun|accelerate|srun) |--gpus 4", "needs several GPUs or machines; tests/training runs processes"),
     (r"flare|finqa|fpb|fomc|fiqa_sa|dow30|weekly_", "needs data sets that may not be shipped; tests/tasks has rows"),
     (r"finllama|finsight|news-cpt|gpt-scratch", "needs weights or data sets that are not shipped"),
-    (r"my-chat|runs/(label|base|table)|=runs/curriculum", "a run of the reader's"),
+    (r"my-chat|runs/(label|table)|=runs/curriculum", "a run of the reader's"),
     (r" quant|quant-data", "minutes of building and fitting; tests/forecasting/quant runs it"),
     (r"^fintune corpus build (sources|news|clean)", "files of the reader's; tests/test_corpora.py builds such"),
     (r"^python ", "a benchmark, for minutes and mostly for a GPU"),
