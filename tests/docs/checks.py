@@ -44,7 +44,7 @@ SYSTEM = {
     "tensorboard",
 }
 # Commands of changes under way, which pages already name: held to the parser as soon as they are there.
-AWAITED = ("serve", "export")
+AWAITED = ("serve",)
 
 
 def check_shell_syntax(block: Block) -> None:
