@@ -45,7 +45,7 @@ NOT_RUN = (
     (r"^fintune serve", "serves until it is stopped; tests/serving runs it"),
     (r"^fintune demo", "serves until it is stopped; tests/serving runs the page"),
     (r"^fintune bench ", "measures for minutes; tests/bench runs it"),
-    (r"(^|/)(torchrun|accelerate|srun) |--gpus|--processes|--engine ray", "needs several GPUs or machines; tests/training runs processes"),
+    (r"(^|/)(torchrun|accelerate|srun) |--gpus|--processes|--engine ray", "needs GPUs, machines or processes to spare"),
     (r"flare|finqa|fpb|fomc|fiqa_sa|dow30|weekly_", "needs data sets that may not be shipped; tests/tasks has rows"),
     (r"finllama|finsight|news-cpt|gpt-scratch", "needs weights or data sets that are not shipped"),
     (r"my-chat|runs/(label|table)|=runs/curriculum", "a run of the reader's"),
