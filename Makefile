@@ -1,5 +1,6 @@
 # Everything below works on a fresh machine with Python >= 3.11 and make: the virtual environment is made on demand.
 #   make quickstart            fine-tune a real model on real financial text and print what it gained
+#   make docs                  the documentation as a site, in build/site
 #   make test                  the whole test suite, except tests that need a GPU or the network
 #   TORCH_INDEX_URL=<url>      take torch from this package index, for instance PyTorch's CPU index
 #   PIP_FLAGS=-v               show what pip does while it installs
@@ -71,7 +72,10 @@ spelling: $(DEV_STAMP)
 	$(BIN)/codespell src docs README.md CHANGELOG.md CONTRIBUTING.md
 
 docs: $(BASE_STAMP)
+	@$(PIP) -c constraints.txt -e '.[docs]'
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The pages are in build/site: open build/site/index.html"
 
 check: test lint types imports spelling
 

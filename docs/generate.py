@@ -1,4 +1,4 @@
-"""Writes the reference pages that follow from code: recipe-reference.md, support-matrix.md and tasks.md.
+"""Writes the reference pages that follow from code: recipe-reference.md, support-matrix.md, tasks.md and cli.md.
 
 Run ``make docs`` after a change to the schema or to a task; a test fails while the pages are out of date.
 """
@@ -6,7 +6,11 @@ Run ``make docs`` after a change to the schema or to a task; a test fails while 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
+from typer.main import get_command
+
+from fintune.cli.app import app
 from fintune.schema.keys import FOREIGN_NAMES, Key, recipe_keys
 from fintune.schema.support import CONFLICTS
 from fintune.sources import has_sample
@@ -42,6 +46,7 @@ SHOWN_LATER = (
 )
 NOTE = "<!-- Written by docs/generate.py from the schema; edit that, not this page. -->\n"
 TASKS_NOTE = "<!-- Written by docs/generate.py from the registered tasks; edit these, not this page. -->\n"
+CLI_NOTE = "<!-- Written by docs/generate.py from the commands; edit these, not this page. -->\n"
 SCORES = {
     "classification": "classification: accuracy, macro and weighted F1, MCC; quoted: `accuracy`",
     "questions": "questions: weighted F1 of each question and their plain mean; quoted: `avg_f1`",
@@ -225,7 +230,67 @@ def _linked(names: tuple[str, ...]) -> str:
     return ", ".join(f"[{name}](#{name})" for name in names)
 
 
-PAGES = {"recipe-reference.md": recipe_reference, "support-matrix.md": support_matrix, "tasks.md": task_cards}
+def command_line() -> str:
+    """Every command with its arguments and options."""
+    lines = [
+        "# Command line\n",
+        CLI_NOTE,
+        "`fintune COMMAND --help` shows the same in the terminal. `--json`, `--offline` and `--debug` may stand",
+        "anywhere; what follows `--` is text. Exit codes: 0 done, 2 a mistake in what was asked, 1 a fault of fintune,",
+        "130 interrupted.\n",
+    ]
+    return "\n".join([*lines, *_commands(get_command(app), "fintune")]).rstrip("\n") + "\n"
+
+
+def _commands(command: Any, called: str) -> list[str]:
+    lines = []
+    for name, child in sorted(command.commands.items()):
+        if getattr(child, "commands", None):
+            lines += [f"## {called} {name}\n", f"{_unwrapped(child.help)}\n", *_commands(child, f"{called} {name}")]
+            continue
+        arguments = [one for one in child.params if one.param_type_name == "argument"]
+        options = [one for one in child.params if one.param_type_name == "option" and one.name != "help"]
+        words = [called, name, *(_shown_argument(one) for one in arguments), *(["[OPTIONS]"] if options else [])]
+        lines += [f"{'#' * (1 + len(called.split()))} {called} {name}\n", f"{_unwrapped(child.help)}\n"]
+        lines += ["```text", " ".join(words), "```\n"]
+        rows = [f"| `{_shown_argument(one)}` | {_cell(one.help or '')} | |" for one in arguments]
+        rows += [f"| {_flags(one)} | {_cell(one.help or '')} | {_default(one)} |" for one in options]
+        lines += ["| argument or option | what it does | default |", "| --- | --- | --- |", *rows, ""] if rows else []
+    return lines
+
+
+def _unwrapped(text: str | None) -> str:
+    """Help as one paragraph; typer keeps the line breaks of docstrings."""
+    return _cell(" ".join((text or "").split()))
+
+
+def _shown_argument(argument: Any) -> str:
+    name = (argument.metavar or str(argument.name).upper()).rstrip(".")
+    many = "..." if argument.nargs == -1 else ""
+    return f"{name}{many}" if argument.required else f"[{name}]{many}"
+
+
+def _flags(option: Any) -> str:
+    asked = option.type_descriptor.annotation
+    inner = [one for one in get_args(asked) if one is not type(None)]
+    kind = "\\|".join(map(str, inner)) if get_origin(asked) is Literal else getattr(asked, "__name__", "value").upper()
+    kind = {"STR": "TEXT", "LIST": "TEXT", "BOOL": ""}.get(kind, kind)
+    return ", ".join(f"`{f'{name} {kind}'.strip()}`" for name in [*option.opts, *option.secondary_opts])
+
+
+def _default(option: Any) -> str:
+    default = getattr(option, "default", None)
+    if default is None or default is False or default == () or callable(default):
+        return "required" if option.required else ""
+    return f"`{'yes' if default is True else default}`"
+
+
+PAGES = {
+    "cli.md": command_line,
+    "recipe-reference.md": recipe_reference,
+    "support-matrix.md": support_matrix,
+    "tasks.md": task_cards,
+}
 
 
 def _purpose(key: Key) -> str:

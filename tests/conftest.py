@@ -30,7 +30,7 @@ settings.load_profile("fintune")
 
 
 # Files that take minutes go first: one that came last would run alone while the other processes have nothing to do.
-LONG = ("test_several_processes.py", "test_strategies.py", "test_kill.py", "test_demo_browser.py")
+LONG = ("test_several_processes.py", "test_strategies.py", "test_kill.py", "test_demo_browser.py", "test_blocks.py")
 
 
 def pytest_collection_modifyitems(items):
