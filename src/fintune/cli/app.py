@@ -39,6 +39,7 @@ from fintune.cli.predicting import (
 )
 from fintune.cli.quant import quant_app
 from fintune.cli.rationales import rationales
+from fintune.cli.serving import keys_app, serve
 from fintune.cli.task_commands import tasks_app
 
 app = typer.Typer(
@@ -55,6 +56,7 @@ app.add_typer(bench_app)
 app.add_typer(corpus_app)
 app.add_typer(data_app)
 app.add_typer(gpt_app)
+app.add_typer(keys_app)
 app.add_typer(quant_app)
 app.add_typer(tasks_app)
 app.command()(collect)
@@ -66,6 +68,7 @@ app.command()(estimate)
 app.command()(generate)
 app.command()(judge)
 app.command()(rationales)
+app.command()(serve)
 
 RequireLicence = Annotated[
     Literal["commercial"] | None, typer.Option(help="Refuse data whose terms do not allow this use.")

@@ -60,7 +60,7 @@ class AdapterHost:
         self.base = replace(self._predictor(recipe, None), using=partial(self._using, None))
         self._lock = RLock()
         self._numbers = count()
-        self._inner: dict[int, str] = {}
+        self._inner: dict[Any, str] = {}  # by how it is used, which copies of a predictor share
 
     def add(self, place: str | Path) -> Predictor:
         """Puts an adapter on the base: a named adapter, a run directory or an adapter folder.
@@ -76,7 +76,7 @@ class AdapterHost:
             else:
                 self._put_beside(folder, inner)
         made = replace(self._predictor(recipe, folder), using=partial(self._using, inner))
-        self._inner[id(made)] = inner
+        self._inner[made.using] = inner
         return made
 
     def _put_first(self, folder: Path, inner: str) -> Any:
@@ -98,7 +98,7 @@ class AdapterHost:
     def remove(self, adapter: Predictor) -> None:
         """Takes an adapter that ``add`` returned off the base again, and frees its memory."""
         with self._lock, peft_quiet():
-            self.edge_model.model.delete_adapter(self._inner.pop(id(adapter)))
+            self.edge_model.model.delete_adapter(self._inner.pop(adapter.using))
 
     @contextmanager
     def _using(self, inner: str | None) -> Iterator[None]:
