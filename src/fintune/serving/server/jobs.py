@@ -158,20 +158,21 @@ class Job:
             self.done = True
             return
         if token in end_ids:
-            self._end("stop")
+            self.finish("stop")
             return
         self.n_tokens += 1
         self._pending += self._text.add(token)
         is_formed = self._constraint is not None and self._constraint.take(token)
         if self._text.stopped or is_formed:
-            self._end("stop")
+            self.finish("stop")
         elif self.n_tokens >= self.manner.limit:
-            self._end("length")
+            self.finish("length")
         elif self.manner.streams and self._pending:
             self._deliver(Piece(self.index, self._pending, self.n_tokens, first_token_s=self._first_token_s))
             self._pending = ""
 
-    def _end(self, ended: Ended) -> None:
+    def finish(self, ended: Ended) -> None:
+        """Ends it with what there is."""
         self.done = True
         self._pending += self._text.rest()
         last = Piece(self.index, self._pending, self.n_tokens, ended, first_token_s=self._first_token_s)

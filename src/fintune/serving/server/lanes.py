@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Lane(Protocol):
-    """What writes jobs; used by the engine's thread alone."""
+    """What writes jobs: slots of our own, or vLLM; used by the engine's thread alone."""
 
     def add(self, job: Job) -> None:
         """Queues a job."""

@@ -149,6 +149,7 @@ def open_models(
     make_lane: MakeLane,
     name: str | None = None,
     quantization: str | None = None,
+    batches: bool = True,
 ) -> ServedModels:
     """Loads what a server begins with.
 
@@ -159,6 +160,7 @@ def open_models(
         make_lane: makes the lane of a predictor.
         name: what requests call ``place``; its last part when None.
         quantization: as ``load_predictor``.
+        batches: our own generator writes, which batches attention only.
 
     Raises:
         FintuneError: something cannot be loaded, or two models would have one name.
@@ -169,37 +171,34 @@ def open_models(
     if not is_adapter(folder):
         if RunDirectory(folder).checkpoints.is_dir() or RunDirectory(folder).stages.is_file():
             raise RunError(f"The run {folder} is not trained to its end.", "Finish it with `fintune train` first.")
-        return _opened(place, own_name, adapters, device, make_lane, quantization)
+        host = _host(place, adapters, device, quantization)
+        models = ServedModels(host, own_name, make_lane, any_holding=quantization is not None)
+        return _begun(models, adapters, batches)
     info = read_adapter_info(folder)
     if info.kind == "full":  # in the layout of a base model
         section = ModelSection.model_validate({"base": str(folder)})
         host = AdapterHost(section, device=device, needs_template=False, recipe=recipe)
-        return _with_adapters(ServedModels(host, own_name, make_lane), adapters)
+        return _begun(ServedModels(host, own_name, make_lane), adapters, batches)
     base = recipe.model.base if recipe is not None else info.base
     base_name = Path(base).name if Path(base).exists() else base
-    return _opened(base, base_name, {own_name: folder, **adapters}, device, make_lane, quantization)
+    adapters = {own_name: folder, **adapters}
+    host = _host(base, adapters, device, quantization)
+    models = ServedModels(host, base_name, make_lane, any_holding=quantization is not None)
+    return _begun(models, adapters, batches)
 
 
-def _opened(
-    base: str,
-    name: str,
-    adapters: Mapping[str, str | Path],
-    device: torch.device,
-    make_lane: MakeLane,
-    quantization: str | None,
-) -> ServedModels:
-    folders = {own: adapter_folder_of(place) for own, place in adapters.items()}
-    host = AdapterHost(base_section(base, folders, quantization), device=device, needs_template=False)
-    if supported_packing(host.loaded.model.config, "tree")[0] == "none":
+def _host(base: str, adapters: Mapping[str, str | Path], device: torch.device, quantization: str | None) -> AdapterHost:
+    folders = {name: adapter_folder_of(place) for name, place in adapters.items()}
+    return AdapterHost(base_section(base, folders, quantization), device=device, needs_template=False)
+
+
+def _begun(models: ServedModels, adapters: Mapping[str, str | Path], batches: bool) -> ServedModels:
+    if batches and supported_packing(models.host.loaded.model.config, "tree")[0] == "none":
         raise ModelError(
-            f"{base} cannot be batched continuously: not all its layers are attention, or its positions depend on the "
-            "batch.",
+            f"{models.base.name} cannot be batched continuously: not all its layers are attention, or its positions "
+            "depend on the batch.",
             "Write with `fintune generate`, or serve it with --engine vllm.",
         )
-    return _with_adapters(ServedModels(host, name, make_lane, any_holding=quantization is not None), adapters)
-
-
-def _with_adapters(models: ServedModels, adapters: Mapping[str, str | Path]) -> ServedModels:
     for name, place in adapters.items():
         models.add(name, place)
     return models

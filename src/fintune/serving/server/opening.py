@@ -20,6 +20,7 @@ from fintune.serving.server.lanes import Lane, SlotLane
 from fintune.serving.server.logs import ServerLog
 from fintune.serving.server.models import open_models
 from fintune.serving.server.settings import ServerSettings
+from fintune.serving.server.vllm_lane import VllmLane
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 
@@ -76,8 +77,10 @@ def open_service(  # type: ignore[no-untyped-def]  # returns a class of a module
         folder = AdapterFolder(served.folder)
         adapters |= {change.name: str(change.place) for change in folder.begin() if change.name not in adapters}
 
+    shared = VllmLane(slots) if served.engine == "vllm" else None
+
     def make_lane(predictor: Predictor) -> Lane:
-        return SlotLane(predictor, slots)
+        return shared.of(predictor) if shared is not None else SlotLane(predictor, slots)
 
     models = open_models(
         served.place,
@@ -86,5 +89,8 @@ def open_service(  # type: ignore[no-untyped-def]  # returns a class of a module
         make_lane=make_lane,
         name=served.name,
         quantization=served.quantization,
+        batches=served.engine == "fintune",
     )
+    if shared is not None:
+        shared.open(models.host.loaded)
     return Service(models, settings, ring, server_log, folder, slots)
