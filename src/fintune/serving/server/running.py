@@ -11,7 +11,7 @@ import ipaddress
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import uvicorn
@@ -41,13 +41,15 @@ def listen(host: str, port: int, *, send_timeout_s: float = 30.0) -> socket.sock
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        opened = socket.socket(family, socket.SOCK_STREAM)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Connections inherit it: the kernel drops one whose client takes nothing for so long.
-        with suppress(AttributeError, OSError):
-            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * send_timeout_s))
-        opened.bind((host, port))
-        opened.listen(BACKLOG)
+        with ExitStack() as closing:
+            opened = closing.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Connections inherit it: the kernel drops one whose client takes nothing for so long.
+            with suppress(AttributeError, OSError):
+                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * send_timeout_s))
+            opened.bind((host, port))
+            opened.listen(BACKLOG)
+            closing.pop_all()
     except OSError as error:
         raise RunError(
             f"The server cannot listen at {host}:{port} ({error.strerror or error}).",
