@@ -172,7 +172,7 @@ def short(case):
         if type(body.get("n")) is int and body["n"] >= 1:
             body["n"] = 1 + body["n"] % 2
         body.setdefault("max_tokens", 2)
-    if isinstance(body, dict) and isinstance(body.get("model"), str) and body["model"]:
+    if isinstance(body, dict) and isinstance(body.get("model"), str) and 0 < len(body["model"]) <= 200:
         body["model"] = ("tiny", "one", "two", body["model"])[len(body["model"]) % 4]
     return case
 

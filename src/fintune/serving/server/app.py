@@ -176,7 +176,8 @@ def _responses(*codes: int, streams: bool = False) -> dict[int | str, dict[str, 
         code: {"model": wire.ErrorAnswer, "description": _ERRORS[code]} for code in codes
     }
     if streams:
-        told[200] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The answer."}
+        event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+        told[200] = {"content": {"text/event-stream": {"schema": event}}, "description": "Whole, or as events."}
     return told
 
 
