@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -93,13 +94,15 @@ def serve(
     )
     served = Served(existing_place(place), _named(adapter), adapters, name, quantization, engine)
     server_log = ServerLog()
-    with output.quiet_stdout(), listen(host, port, send_timeout_s=settings.send_timeout_s) as opened:
-        service = open_service(served, settings, keys, device=default_device(), server_log=server_log)
+    with listen(host, port, send_timeout_s=settings.send_timeout_s) as opened:
+        with output.quiet_stdout():
+            service = open_service(served, settings, keys, device=default_device(), server_log=server_log)
         names, address = list(service.models.by_name), address_of(opened)
 
         def started() -> None:
             output.say(f"serving  {address}/v1", f"models   {', '.join(names)}", "Ctrl-C ends it.")
             output.emit({"address": address, "models": names})
+            sys.stdout.flush()  # whoever started the server waits for this line
 
         with collected(server_log):
             Running(service, opened).run(started)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fintune.trees.encoded import EncodedExample
     from fintune.trees.prefix_tree import IntArray
 
+COLDEST = 1e-3
 _ROLES = {"developer": "system"}
 
 
@@ -158,7 +159,7 @@ def _room(n_prompt: int, asked: int | None, model: ServedModel, settings: Server
 def _manner(request: ChatRequest | CompletionRequest, model: ServedModel) -> Manner:
     return Manner(
         limit=1,
-        temperature=1.0 if request.temperature is None else request.temperature,
+        temperature=_temperature(request.temperature),
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=(fresh_seed() if request.seed is None else request.seed) % 2**62,
         presence_penalty=request.presence_penalty or 0.0,
@@ -168,6 +169,12 @@ def _manner(request: ChatRequest | CompletionRequest, model: ServedModel) -> Man
         form=_form(request, model),
         streams=bool(request.stream),
     )
+
+
+def _temperature(asked: float | None) -> float:
+    """As asked; below ``COLDEST`` the likeliest token, for quotients by less would leave the numbers of fp32."""
+    temperature = 1.0 if asked is None else asked
+    return 0.0 if temperature < COLDEST else temperature
 
 
 def _form(request: ChatRequest | CompletionRequest, model: ServedModel) -> Form | None:

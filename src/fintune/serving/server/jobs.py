@@ -5,6 +5,7 @@ Enters: a prompt as tokens. Leaves: ``Piece`` objects, the last of which says ho
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fintune.serving.server.models import ServedModel
     from fintune.trees.prefix_tree import IntArray
 
+log = logging.getLogger(__name__)
 Ended = Literal["stop", "length"]
 
 
@@ -191,7 +193,7 @@ class JobChooser:
         self._jobs = jobs
 
     def choose(self, drafts: Sequence[Draft], logits: Tensor) -> list[int]:
-        """The next tokens of ``drafts`` by their (N, V) logits; a job whose form fails ends alone."""
+        """The next tokens of ``drafts`` by their (N, V) logits; a job that fails here ends alone."""
         chosen: list[int] = logits.argmax(-1).tolist()
         for row, draft in enumerate(drafts):
             job = self._jobs[draft.index]
@@ -201,6 +203,11 @@ class JobChooser:
                 chosen[row] = job.choose(draft, logits[row])
             except HttpProblem as problem:
                 job.fail(problem)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                log.exception("No next token could be chosen for an answer.")
+                job.fail(HttpProblem(500, "The answer could not be written; the server's log says why.", "failed"))
         return chosen
 
 
