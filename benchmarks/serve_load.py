@@ -92,7 +92,8 @@ def make_adapters(model: str, folder: Path) -> tuple[str, list[str]]:
 def start_server(base: str, flags: list[str], log: Path) -> tuple[subprocess.Popen[str], str, list[str]]:
     """The server's process, its address, and the models it serves."""
     command = [sys.executable, "-m", "fintune.cli", "--json", "serve", base, "--port", "0", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log.open("w"), text=True)
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:

@@ -99,6 +99,9 @@ class AdapterHost:
         """Takes an adapter that ``add`` returned off the base again, and frees its memory."""
         with self._lock, peft_quiet():
             self.edge_model.model.delete_adapter(self._inner.pop(adapter.using))
+            if not self._inner:  # peft cannot be without any
+                _uncover(self.loaded.model)
+                self.edge_model.model = self.loaded.model
 
     @contextmanager
     def _using(self, inner: str | None) -> Iterator[None]:
@@ -107,7 +110,7 @@ class AdapterHost:
             model: Any = self.edge_model.model
             if inner is not None:
                 model.set_adapter(inner, inference_mode=True)
-            bare = inner is None and model is not self.loaded.model and model.peft_config
+            bare = inner is None and model is not self.loaded.model
             with model.disable_adapter() if bare else nullcontext():
                 yield
 
