@@ -159,5 +159,11 @@ def test_answers_keep_to_a_schema_or_to_choices(live):
         wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": bad}}
         with pytest.raises(openai.BadRequestError, match="cannot be used"):
             client.chat.completions.create(**chat(), response_format=wrong)
+    deep = {"type": "object"}
+    for _ in range(300):
+        deep = {"type": "object", "properties": {"x": deep}}
+    with pytest.raises(openai.BadRequestError):
+        deep_form = {"type": "json_schema", "json_schema": {"name": "x", "schema": deep}}
+        client.chat.completions.create(**chat(), response_format=deep_form)
     with pytest.raises(openai.BadRequestError, match="cannot be combined"):
         client.chat.completions.create(**chat(), response_format=form, extra_body={"choices": ["a"]})

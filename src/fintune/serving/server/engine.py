@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TURN = 4  # steps of one lane while another has work too
 CHUNK = 16  # texts classified before the writing goes on
+_FAILED = "The answer could not be written; the server's log says why."
 Task = Callable[[], None]
 
 
@@ -123,7 +124,10 @@ class Engine:
         try:
             while (task := self._inbox.get(block=block)) is not None:
                 block = False
-                task()
+                try:
+                    task()
+                except Exception:
+                    log.exception("The engine goes on after an error of its own.")
                 self._hand_out()
             return False
         except Empty:
@@ -135,7 +139,7 @@ class Engine:
                 self._write(lane)
             except Exception:
                 log.exception("A lane failed; its answers end here.")
-                lane.fail_all(HttpProblem(500, "The answer could not be written; the server's log says why.", "failed"))
+                lane.fail_all(HttpProblem(500, _FAILED, "failed"))
         self._classify()
         self._sweep()
 
@@ -152,7 +156,12 @@ class Engine:
         if job.model.retired:
             job.fail(HttpProblem(404, f"The model {job.model.name} was taken away.", "model_not_found"))
             return
-        job.model.lane.add(job)
+        try:
+            job.model.lane.add(job)
+        except Exception:
+            log.exception("An answer could not be queued.")
+            job.fail(HttpProblem(500, _FAILED, "failed"))
+            return
         if job.model.lane not in self._lanes:
             self._lanes.append(job.model.lane)
 

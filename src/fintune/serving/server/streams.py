@@ -61,14 +61,12 @@ class EventStream(Response):  # type: ignore[misc]  # FastAPI, an extra, passes 
             SlowReader: it did not take a frame in time; the server then drops the connection.
         """
         gone = asyncio.ensure_future(until_gone(receive))
+        pending = asyncio.ensure_future(anext(self._events, None))  # begun at once: only then does closing it clean up
         try:
             await self._put(send, {"type": "http.response.start", "status": 200, "headers": HEADERS})
-            pending = asyncio.ensure_future(anext(self._events, None))
             while True:
                 done, _ = await asyncio.wait({pending, gone}, timeout=QUIET_S, return_when=asyncio.FIRST_COMPLETED)
                 if gone in done:
-                    pending.cancel()
-                    await asyncio.gather(pending, return_exceptions=True)
                     return
                 piece = b": still waiting\n\n" if not done else pending.result()
                 if piece is None:
@@ -79,6 +77,8 @@ class EventStream(Response):  # type: ignore[misc]  # FastAPI, an extra, passes 
             await self._put(send, {"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             gone.cancel()
+            pending.cancel()
+            await asyncio.gather(pending, return_exceptions=True)
             await self._events.aclose()
 
     async def _put(self, send: Send, message: MutableMapping[str, Any]) -> None:

@@ -137,10 +137,11 @@ class VllmLane:
 
     def fail_all(self, problem: HttpProblem) -> None:
         """Ends all jobs without an answer."""
-        for written in self._jobs.values():
+        left, self._jobs = self._jobs, {}
+        for written in left.values():
             if not written.job.done:
                 written.job.fail(problem)
-        self._abort(list(self._jobs))
+        self._engine.abort_request(list(left))
 
 
 def _sampling(job: Job) -> Any:
