@@ -46,6 +46,7 @@ from fintune.cli.predicting import (
 from fintune.cli.pushing import push
 from fintune.cli.quant import quant_app
 from fintune.cli.rationales import rationales
+from fintune.cli.serving import keys_app, serve
 from fintune.cli.task_commands import tasks_app
 
 app = typer.Typer(
@@ -62,6 +63,7 @@ app.add_typer(bench_app)
 app.add_typer(corpus_app)
 app.add_typer(data_app)
 app.add_typer(gpt_app)
+app.add_typer(keys_app)
 app.add_typer(quant_app)
 app.add_typer(tasks_app)
 app.command()(collect)
@@ -76,6 +78,7 @@ app.command()(generate)
 app.command()(judge)
 app.command()(push)
 app.command()(rationales)
+app.command()(serve)
 
 RequireLicence = Annotated[
     Literal["commercial"] | None, typer.Option(help="Refuse data whose terms do not allow this use.")

@@ -1,18 +1,19 @@
 """Continuous batching: a finished answer's slot goes to the next waiting prompt while the others write on.
 
-Enters: drafts. They leave finished, or as far as they had come when memory ran out; nothing written is lost.
+Enters: drafts, all at once or while others are being written. They leave finished, or as far as they had come when
+memory ran out; nothing written is lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fintune.inference.choosing import Chooser
-from fintune.inference.drafts import Draft, Stopping
+from fintune.inference.drafts import Draft
 from fintune.inference.forward import EdgeModel
 from fintune.inference.slots import ATTENTION_NAME, Reading, SlotCache, Writing
 from fintune.kernels.tree_attention import TreeContext
@@ -23,6 +24,20 @@ from fintune.trees.packing import split_by_budget
 from fintune.trees.prefix_tree import IntArray, TokenSample, build_tree
 
 REFILL = 8  # prompts are read when this share of the slots is free, so that several share their prefixes
+
+
+class Chooses(Protocol):
+    """What chooses next tokens: ``Chooser``, or whatever knows how each draft is to be written."""
+
+    def choose(self, drafts: Sequence[Draft], logits: Tensor) -> list[int]:
+        """The next tokens of ``drafts`` by their (N, V) logits."""
+
+
+class Takes(Protocol):
+    """What adds tokens to drafts and knows when they end: ``Stopping``, for one."""
+
+    def take(self, draft: Draft, token: int) -> None:
+        """Adds the model's next token to the draft and finishes the draft if that was the last."""
 
 
 class SlotWriter:
@@ -43,8 +58,8 @@ class SlotWriter:
         self,
         model: EdgeModel,
         drafts: Sequence[Draft],
-        stopping: Stopping,
-        chooser: Chooser,
+        stopping: Takes,
+        chooser: Chooses,
         *,
         slots: int,
         tokens_per_batch: int,
@@ -53,7 +68,7 @@ class SlotWriter:
     ) -> None:
         self.model, self.stopping, self.packing, self.on_done = model, stopping, packing, on_done
         self.chooser = chooser
-        self.slots = min(slots, len(drafts))
+        self.slots = slots
         self.tokens_per_batch = tokens_per_batch
         self.waiting = sorted(drafts, key=len, reverse=True)  # neighbours in length waste the fewest columns
         self.active: list[Draft] = []
@@ -62,12 +77,24 @@ class SlotWriter:
     def run(self) -> None:
         """Writes until every draft is done."""
         while self.waiting or self.active:
-            free = self.slots - len(self.active)
-            enough = min(len(self.waiting), max(1, self.slots // REFILL))
-            if self.waiting and (not self.active or free >= enough):
-                self._read_next(free)
-            else:
-                self._write_token()
+            self.step()
+
+    def step(self) -> None:
+        """Reads waiting prompts where slots are free, else writes one token of each active draft.
+
+        Between two steps drafts may be added to ``waiting``, or taken from it; an active one that is ``done`` leaves
+        by ``drop_done``.
+        """
+        free = self.slots - len(self.active)
+        enough = min(len(self.waiting), max(1, self.slots // REFILL))
+        if self.waiting and (not self.active or free >= enough):
+            self._read_next(free)
+        elif self.active:
+            self._write_token()
+
+    def drop_done(self) -> None:
+        """Frees the slots of drafts that were finished from outside."""
+        self._close_gaps()
 
     def _read_next(self, free: int) -> None:
         drafts, self.waiting = self.waiting[:free], self.waiting[free:]

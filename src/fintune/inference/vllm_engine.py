@@ -52,13 +52,21 @@ def require_vllm() -> None:
     _module("vllm")
 
 
-def open_vllm(model: Path, *, adapter: Path | None = None, batch_size: int = 256, **engine_options: Any) -> VllmModel:
+def open_vllm(
+    model: Path,
+    *,
+    adapter: Path | None = None,
+    batch_size: int = 256,
+    lora_rank: int | None = None,
+    **engine_options: Any,
+) -> VllmModel:
     """Opens a model folder in vLLM.
 
     Args:
         model: base model in Hugging Face layout.
         adapter: folder of a LoRA adapter as peft saves it.
         batch_size: answers written at once.
+        lora_rank: reserves room for adapters up to this rank, which requests bring (``lora_request``).
         **engine_options: passed on to vLLM's ``LLM``, such as dtype, max_model_len or gpu_memory_utilization.
 
     Raises:
@@ -66,18 +74,24 @@ def open_vllm(model: Path, *, adapter: Path | None = None, batch_size: int = 256
         AdapterError: the adapter is not a LoRA adapter that vLLM can hold.
     """
     options: dict[str, Any] = {"enable_prefix_caching": True, "max_num_seqs": batch_size, "seed": 0, **engine_options}
-    if adapter is None:
+    rank = rank_to_reserve(adapter) if adapter is not None else lora_rank
+    if rank is None:
         return VllmModel(_module("vllm").LLM(model=str(model), **options))
-    options |= {"enable_lora": True, "max_lora_rank": rank_to_reserve(adapter)}
+    options |= {"enable_lora": True, "max_lora_rank": rank}
     engine = _module("vllm").LLM(model=str(model), **options)
-    return VllmModel(engine, _module("vllm.lora.request").LoRARequest("fintune", 1, str(adapter)))
+    return VllmModel(engine, lora_request("fintune", 1, adapter) if adapter is not None else None)
+
+
+def lora_request(name: str, number: int, adapter: Path) -> Any:
+    """An adapter as vLLM takes it beside a prompt, by a number from 1 that no other one has."""
+    return _module("vllm.lora.request").LoRARequest(name, number, str(adapter))
 
 
 def rank_to_reserve(adapter: Path) -> int:
-    """The rank that vLLM reserves room for to hold an adapter.
+    """The room, as a rank that vLLM takes, of an adapter's folder.
 
     Raises:
-        AdapterError: vLLM cannot hold it.
+        AdapterError: it is not a LoRA adapter that vLLM can hold.
     """
     file = adapter / "adapter_config.json"
     try:

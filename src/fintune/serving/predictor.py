@@ -24,7 +24,7 @@ from fintune.models.load import load_base
 from fintune.models.window import readable_length
 from fintune.schema.adapter_records import adapter_place
 from fintune.schema.errors import AdapterError, DataError, ModelError, RunError
-from fintune.schema.example import Message
+from fintune.schema.example import Example, Message
 from fintune.schema.loading import load_recipe
 from fintune.schema.recipe import ModelSection, Recipe, TaskSection
 from fintune.schema.run_directory import RunDirectory
@@ -220,12 +220,7 @@ class Predictor:
                 "This model's tokenizer has no chat template to ask for labels with.",
                 "Train it on the task with model.chat_template=plain, or let it write with `fintune generate`.",
             )
-        section = self.section(task)
-        asked = self._task(section)
-        examples = [
-            asked.prompt_for(without_lone_surrogates(text), section.prompt, example_id=f"text-{i}")
-            for i, text in enumerate(texts)
-        ]
+        examples = self.questions(texts, task)
         with self.using():
             encoded, scores = self.scorer.log_likelihoods(examples, on_batch)
         found: list[Prediction | None] = [None] * len(texts)
@@ -235,6 +230,15 @@ class Predictor:
             abstained = threshold is not None and by_label[label] < threshold
             found[position] = Prediction(texts[position], label, by_label, abstained, sample.truncated)
         return found
+
+    def questions(self, texts: Sequence[str], task: str | None = None) -> list[Example]:
+        """The texts under a task's prompt, with its labels as choices."""
+        section = self.section(task)
+        asked = self._task(section)
+        return [
+            asked.prompt_for(without_lone_surrogates(text), section.prompt, example_id=f"text-{i}")
+            for i, text in enumerate(texts)
+        ]
 
     def choices(self, task: str | None = None) -> tuple[str, ...]:
         """The labels of a task as its prompt names them."""
@@ -301,7 +305,7 @@ def load_predictor(
     """
     folder = adapter_place(path)
     run = RunDirectory(folder)
-    adapter = next((place for place in (run.adapter, folder) if _is_adapter(place)), None)
+    adapter = next((place for place in (run.adapter, folder) if is_adapter(place)), None)
     recipe = (recipe_of(adapter) if adapter else None) or recipe_of(folder)  # the adapter's names its own base
     if adapter is None and (run.checkpoints.is_dir() or run.stages.is_file()):
         raise RunError(f"The run {folder} is not trained to its end.", "Finish it with `fintune train` first.")
@@ -341,5 +345,6 @@ def recipe_of(folder: Path) -> Recipe | None:
     return load_recipe(recipe, ["model.trust_remote_code=false"])
 
 
-def _is_adapter(folder: Path) -> bool:
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, or a wholly trained model."""
     return (folder / "adapter_config.json").is_file() or (folder / "fintune_base.json").is_file()

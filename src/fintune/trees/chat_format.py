@@ -21,6 +21,8 @@ from fintune.trees.encoded import EncodedExample
 from fintune.trees.prefix_tree import IntArray
 
 _READ_TOGETHER = 1024  # examples that the tokenizer is given in one call
+MOST_KEPT = 20_000  # characters of a turn whose tokens stay in memory: longer ones are pages, which are not shared
+
 # Characters of the Unicode private-use area stand in for control strings while a template is rendered.
 _PLACEHOLDER = "\ue000{}\ue001"
 _PLACEHOLDER_PATTERN = re.compile("\ue000(\\d+)\ue001")
@@ -35,12 +37,13 @@ class ChatFormat:
         end_of_turn: False tokenises as lm-evaluation-harness does, for comparison with it: an answer is what its text
             adds to the tokens of the prompt, white space at the prompt's end goes to the answer, no end of turn
             follows, and the tokenizer puts its opening token where the template wrote none.
+        kept_pieces: tokenised turns, and as many answers, that stay in memory, as prompts share them.
 
     Raises:
         ModelError: the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, *, end_of_turn: bool = True) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, *, end_of_turn: bool = True, kept_pieces: int = 4096) -> None:
         if not tokenizer.chat_template:
             raise ModelError(
                 "The base model's tokenizer has no chat template.", "Set model.chat_template to plain or chatml."
@@ -54,9 +57,9 @@ class ChatFormat:
         control = sorted(added | set(tokenizer.all_special_tokens) | {"\ue000", "\ue001"}, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, control)))
         self._special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._completions: dict[str, IntArray] = {}
+        self._kept_completion = lru_cache(maxsize=kept_pieces)(self._completion)
         self._boundaries = _independent_boundaries(tokenizer)
-        self._piece_tokens = lru_cache(maxsize=4096)(self._encode_text)
+        self._piece_tokens = lru_cache(maxsize=kept_pieces)(self._encode_text)
         self._accepts_system = self._probe_system_role()
 
     def encode(self, example: Example, reserve: int = 0) -> EncodedExample | None:
@@ -159,9 +162,7 @@ class ChatFormat:
 
     def completion(self, target: str) -> IntArray:
         """Tokens of an answer and its end of turn, as they follow any prompt."""
-        if target not in self._completions:
-            self._completions[target] = self._completion(target)
-        return self._completions[target]
+        return self._kept_completion(target)
 
     def closed(self, messages: Sequence[Message]) -> IntArray:
         """Tokens of a conversation that ends with an answer, and of what the template writes after it."""
@@ -260,7 +261,11 @@ class ChatFormat:
         if self._boundaries is None:
             return self._encode_text(text)
         # Turns that many prompts share (instructions, shots) are tokenised once.
-        pieces = [self._piece_tokens(piece) for piece in self._boundaries.split(text) if piece]
+        pieces = [
+            self._piece_tokens(piece) if len(piece) <= MOST_KEPT else self._encode_text(piece)
+            for piece in self._boundaries.split(text)
+            if piece
+        ]
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
     def _encode_text(self, text: str) -> IntArray:

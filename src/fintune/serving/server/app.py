@@ -1,0 +1,213 @@
+"""The application: routes with their documentation, errors in one format, and what runs beside.
+
+Enters: models, keys and settings. Leaves: an ASGI application for uvicorn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+
+from fintune.schema.errors import FintuneError
+from fintune.serving.server import wire
+from fintune.serving.server.engine import Engine
+from fintune.serving.server.guard import CLOSED, Guard
+from fintune.serving.server.keys import KeyRing
+from fintune.serving.server.limits import Limiter
+from fintune.serving.server.logs import ServerLog
+from fintune.serving.server.metrics import Metrics
+from fintune.serving.server.models import ServedModels
+from fintune.serving.server.problems import HttpProblem, bad_request
+from fintune.serving.server.routes import Routes, Waiting, location
+from fintune.serving.server.settings import ServerSettings
+from fintune.serving.server.streams import ClientGone
+from fintune.serving.server.watching import AdapterFolder, Change
+
+log = logging.getLogger(__name__)
+LOOK_S = 1.0  # between two looks at the key file and the adapters' folder
+_ERRORS = {
+    400: "The request is wrong, or cannot be answered as asked.",
+    401: "The key is missing or unknown.",
+    404: "There is no such model.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    429: "Too much, or too often; Retry-After says when to come back.",
+    500: "The server's fault.",
+    503: "The server is shutting down, or has too little memory.",
+    504: "The answer took too long.",
+}
+
+
+@dataclass(eq=False)
+class Service:
+    """A server's parts.
+
+    Attributes:
+        models: what is served.
+        settings: sizes and times.
+        keys: the keys in force.
+        server_log: where lines go.
+        folder: adapters that come and go; None for none.
+        slots: answers written at once.
+    """
+
+    models: ServedModels
+    settings: ServerSettings
+    keys: KeyRing
+    server_log: ServerLog
+    folder: AdapterFolder | None = None
+    slots: int = 1
+
+    def __post_init__(self) -> None:
+        self.engine, self.metrics, limiter = Engine(), Metrics(), Limiter()
+        self.waiting = Waiting(self.slots, self.settings.max_waiting)
+        self.routes = Routes(
+            self.models, self.engine, self.settings, limiter, self.metrics, self.waiting, lambda: self.guard.draining
+        )
+        self.api = self._api()
+        self.guard = Guard(self.api, self.settings, self.keys, limiter, self.metrics, self.server_log)
+        self.metrics.watch("answers_open", "Answers being written or waiting.", lambda: self.waiting.open)
+        self.metrics.watch("requests_open", "Requests being answered.", lambda: self.guard.open)
+        self.metrics.watch("models", "Models that requests can name.", lambda: len(self.models.by_name))
+
+    def _api(self) -> FastAPI:
+        app = FastAPI(
+            title="fintune serve",
+            version="1",
+            description="Chat, completion and classification with fine-tuned models.",
+            docs_url=None,  # they fetch scripts from elsewhere
+            redoc_url=None,
+            lifespan=self._lifespan,
+        )
+        routes, keyed = self.routes, [Depends(HTTPBearer(auto_error=False))] if self.keys.file is not None else []
+        posts = (
+            ("/v1/chat/completions", routes.chat, wire.ChatAnswer, True),
+            ("/v1/completions", routes.completions, wire.CompletionAnswer, True),
+            ("/v1/classify", routes.classify, wire.ClassifyAnswer, False),
+        )
+        for path, function, answer, streams in posts:
+            told = _responses(*_ERRORS, streams=streams)
+            app.add_api_route(
+                path, function, methods=["POST"], response_model=answer, responses=told, dependencies=keyed
+            )
+        for path, reads, listed in (
+            ("/v1/models", routes.list_models, wire.ModelList),
+            ("/v1/models/{name:path}", routes.model, wire.ModelCard),
+        ):
+            told = _responses(401, 404, 503)
+            app.add_api_route(path, reads, methods=["GET"], response_model=listed, responses=told, dependencies=keyed)
+        unwell = {503: {"model": wire.Health, "description": "It drains, or its engine has died."}}
+        app.add_api_route("/health", routes.health, methods=["GET"], response_model=wire.Health, responses=unwell)
+        page: dict[int | str, Any] = {200: {"content": {"text/plain": {}}}, **_responses(401, 503)}
+        app.add_api_route(
+            "/metrics",
+            routes.metrics_page,
+            methods=["GET"],
+            responses=page,
+            response_class=Response,
+            dependencies=keyed,
+        )
+        for kind, handler in _HANDLERS.items():
+            app.add_exception_handler(kind, handler)
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        self.engine.start()
+        looking = asyncio.ensure_future(self._look())
+        self.server_log.event("started", models=list(self.models.by_name), slots=self.slots)
+        try:
+            yield
+        finally:
+            looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await looking
+            await self.engine.stop()
+            self.routes.reader.shutdown(wait=False, cancel_futures=True)
+            self.server_log.event("stopped")
+
+    async def _look(self) -> None:
+        """Takes over changed keys and adapters, now and then."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                await asyncio.to_thread(self.keys.refresh)
+                changes = await asyncio.to_thread(self.folder.changes) if self.folder is not None else []
+                for change in changes:
+                    await self._change(change)
+            except Exception:
+                log.exception("Keys or adapters could not be looked at.")
+
+    async def _change(self, change: Change) -> None:
+        try:
+            result = await self.engine.call(lambda: self._changed(change))
+        except FintuneError as error:
+            result = "failed"
+            self.server_log.event("adapter", model=change.name, result=result, message=str(error))
+        else:
+            self.server_log.event("adapter", model=change.name, result=result)
+        self.metrics.loads.labels(result).inc()
+
+    def _changed(self, change: Change) -> str:
+        """Runs in the engine's thread."""
+        before = self.models.by_name.get(change.name)
+        if before is self.models.base or (change.gone and before is None):
+            return "ignored"
+        models = self.models
+        before = models.unlist(change.name) if change.gone else models.add(change.name, change.place)
+        if before is not None:
+            old = before.predictor
+            self.engine.retire(before, lambda: self.models.host.remove(old))
+        return "removed" if change.gone else "loaded"
+
+
+def _responses(*codes: int, streams: bool = False) -> dict[int | str, dict[str, Any]]:
+    told: dict[int | str, dict[str, Any]] = {
+        code: {"model": wire.ErrorAnswer, "description": _ERRORS[code]} for code in codes
+    }
+    if streams:
+        event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+        told[200] = {"content": {"text/event-stream": {"schema": event}}, "description": "Whole, or as events."}
+    return told
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    """Any error as a response in OpenAI's format."""
+    problem = _problem(error)
+    if isinstance(error, ClientGone):
+        request.state.facts.told["client_gone"] = True
+    return Response(problem.encoded(), problem.status, problem.headers, "application/json")
+
+
+def _problem(error: Exception) -> HttpProblem:
+    match error:
+        case HttpProblem():
+            return error
+        case RequestValidationError():
+            first = error.errors()[0]
+            where = location(first["loc"])
+            what = str(first["msg"]).encode("ascii", "replace").decode()
+            return bad_request(f"{where or 'The body'}: {what}.", "invalid_request")
+        case HTTPException():
+            code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+            return HttpProblem(error.status_code, f"{error.detail}.", code, dict(error.headers or {}))
+        case FintuneError():
+            return bad_request(str(error)) if error.exit_code == 2 else HttpProblem(500, str(error), "failed")
+        case _:
+            return HttpProblem(CLOSED, "The client has gone.", "client_gone")
+
+
+Handler = Callable[[Request, Exception], Any]
+_HANDLERS: dict[type[Exception], Handler] = dict.fromkeys(
+    (HttpProblem, RequestValidationError, HTTPException, FintuneError, ClientGone), _told
+)

@@ -1,0 +1,125 @@
+"""Rates: how much a key may still ask for in this minute.
+
+Enters: requests and their tokens. Leaves: nothing, or a 429 that says when to come back. Used from the event loop only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from fintune.serving.server.keys import ApiKey
+from fintune.serving.server.problems import HttpProblem, bad_request, too_busy
+from fintune.serving.server.settings import KeyLimits
+
+Clock = Callable[[], float]
+
+
+class Bucket:
+    """A token bucket (RFC 2697's, with one rate): full at first, filled evenly over each minute.
+
+    Args:
+        per_minute: its size, and what flows in each minute.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, per_minute: int, clock: Clock = time.monotonic) -> None:
+        self.per_minute, self._clock = per_minute, clock
+        self._level, self._at = float(per_minute), clock()
+
+    def take(self, amount: float) -> float:
+        """Takes ``amount`` and returns 0, or takes nothing and returns the seconds until there is enough."""
+        now = self._clock()
+        self._level = min(self.per_minute, self._level + (now - self._at) * self.per_minute / 60)
+        self._at = now
+        if amount <= self._level:
+            self._level -= amount
+            return 0.0
+        return (amount - self._level) * 60 / self.per_minute
+
+    def give_back(self, amount: float) -> None:
+        """Returns what was taken and not used."""
+        self._level = min(self.per_minute, self._level + amount)
+
+
+@dataclass
+class _Account:
+    limits: KeyLimits
+    requests: Bucket | None
+    tokens: Bucket | None
+    open: int = 0
+
+
+@dataclass
+class Reservation:
+    """Tokens that a request may take; ``used`` says how many it did."""
+
+    most: int
+    used: int = 0
+
+
+@dataclass
+class Limiter:
+    """The accounts of all keys."""
+
+    clock: Clock = time.monotonic
+    _accounts: dict[str, _Account] = field(default_factory=dict)
+
+    def _account(self, key: ApiKey) -> _Account:
+        found = self._accounts.get(key.name)
+        if found is None or found.limits != key.limits:
+            is_open = 0 if found is None else found.open
+            requests, tokens = map(self._bucket, (key.limits.requests_per_minute, key.limits.tokens_per_minute))
+            found = _Account(key.limits, requests, tokens, is_open)
+            self._accounts[key.name] = found
+        return found
+
+    def _bucket(self, rate: int | None) -> Bucket | None:
+        return None if rate is None else Bucket(rate, self.clock)
+
+    @contextmanager
+    def request(self, key: ApiKey) -> Iterator[None]:
+        """Counts a request while the block runs.
+
+        Raises:
+            HttpProblem: 429, as the key has asked too often or has too many requests open.
+        """
+        account = self._account(key)
+        most = key.limits.max_concurrent
+        if most is not None and account.open >= most:
+            raise too_busy(f"This key may have {most} requests open at once.", "too_many_open_requests", 1)
+        if account.requests is not None and (wait_s := account.requests.take(1)):
+            raise too_busy(f"This key may send {account.requests.per_minute} requests a minute.", "rate_limit", wait_s)
+        account.open += 1
+        try:
+            yield
+        finally:
+            self._account(key).open -= 1
+
+    @contextmanager
+    def tokens(self, key: ApiKey, most: int) -> Iterator[Reservation]:
+        """Reserves ``most`` tokens while the block runs; what it did not use is given back.
+
+        Raises:
+            HttpProblem: 429 where the key must wait, 400 where so many are never allowed.
+        """
+        bucket, reserved = self._account(key).tokens, Reservation(most)
+        if bucket is not None and (wait_s := bucket.take(most)):
+            raise _too_many(most, bucket, wait_s)
+        try:
+            yield reserved
+        finally:
+            if bucket is not None:
+                bucket.give_back(max(0, most - reserved.used))
+
+
+def _too_many(most: int, bucket: Bucket, wait_s: float) -> HttpProblem:
+    if most > bucket.per_minute:
+        return bad_request(
+            f"The request may take {most:,} tokens, and this key has {bucket.per_minute:,} a minute. "
+            "Shorten the prompt, or lower max_tokens.",
+            "tokens_never_allowed",
+        )
+    return too_busy(f"This key may take {bucket.per_minute:,} tokens a minute.", "token_limit", wait_s)

@@ -1,0 +1,347 @@
+"""The routes: what each request is answered with.
+
+Enters: requests that passed the guard. Leaves: answers in OpenAI's format, whole or as events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+
+from fintune.serving.server import wire
+from fintune.serving.server.asking import Prompted, read_chat, read_completion, read_questions
+from fintune.serving.server.engine import Engine
+from fintune.serving.server.guard import Facts
+from fintune.serving.server.jobs import Job, Piece
+from fintune.serving.server.limits import Limiter, Reservation
+from fintune.serving.server.metrics import CONTENT_TYPE, Metrics
+from fintune.serving.server.models import ServedModel, ServedModels
+from fintune.serving.server.problems import HttpProblem, too_busy
+from fintune.serving.server.settings import ServerSettings
+from fintune.serving.server.streams import ClientGone, EventStream, frame, until_gone
+from fintune.serving.server.wire import ChatRequest, ClassifyRequest, CompletionRequest
+
+T = TypeVar("T")
+Writing = ChatRequest | CompletionRequest
+
+
+@dataclass
+class Waiting:
+    """How much is asked for at the moment, and how long answers take; used from the event loop alone."""
+
+    slots: int
+    most: int
+    open: int = 0
+    mean_s: float = 1.0
+
+    def require_room(self, n: int) -> None:
+        """Raises a 429 where ``n`` more answers would have to wait behind too many others."""
+        if self.open + n > self.slots + self.most:
+            wait_s = math.ceil(self.mean_s * (self.open + n - self.most) / self.slots)
+            raise too_busy("Too many requests are waiting.", "overloaded", min(60, max(1, wait_s)))
+
+    def finished(self, seconds: float) -> None:
+        """Takes an answer's time into the running mean."""
+        self.mean_s += 0.1 * (seconds - self.mean_s)
+
+
+@dataclass
+class Routes:
+    """What the routes work with.
+
+    Attributes:
+        models: by name.
+        engine: writes and classifies.
+        settings: sizes and times.
+        limiter: accounts of keys.
+        metrics: what is counted.
+        waiting: how much is asked for.
+        is_draining: whether new requests are refused.
+    """
+
+    models: ServedModels
+    engine: Engine
+    settings: ServerSettings
+    limiter: Limiter
+    metrics: Metrics
+    waiting: Waiting
+    is_draining: Callable[[], bool] = lambda: False
+    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "fintune-reader"))
+
+    async def chat(self, body: ChatRequest, request: Request) -> Any:
+        """Answers a conversation."""
+        model = self.models.get(body.model)
+        facts: Facts = request.state.facts
+        read = partial(read_chat, body, model, self.settings, facts.key.limits)
+        return await self._write(body, model, read, request, _CHAT)
+
+    async def completions(self, body: CompletionRequest, request: Request) -> Any:
+        """Goes on with texts."""
+        model = self.models.get(body.model)
+        facts: Facts = request.state.facts
+        read = partial(read_completion, body, model, self.settings, facts.key.limits)
+        return await self._write(body, model, read, request, _COMPLETION)
+
+    async def _write(
+        self, body: Writing, model: ServedModel, read: Callable[[], Prompted], request: Request, shape: _Shape
+    ) -> Any:
+        facts: Facts = request.state.facts
+        facts.told["model"] = model.name
+        if self.settings.log_text:
+            facts.told["asked"] = body.model_dump(include={"messages", "prompt"})
+        self.waiting.require_room(1)  # before a long prompt is read for nothing
+        prompted = await self._read(read)
+        self.waiting.require_room(len(prompted.prompts))
+        head = {"id": f"{shape.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model.name}
+        answers = self._answers(body, model, prompted, facts)
+        if body.stream:
+            with_usage = bool(body.stream_options and body.stream_options.include_usage)
+            await anext(answers)  # the reservation is made: what is refused is refused with a status code
+            return EventStream(_events(answers, head, shape, prompted, with_usage), self.settings.send_timeout_s)
+        return await _unless_gone(request, self._whole(answers, head, shape, prompted))
+
+    async def _whole(
+        self, answers: AsyncGenerator[Piece | None, None], head: dict[str, Any], shape: _Shape, prompted: Prompted
+    ) -> Any:
+        last: dict[int, Piece] = {}
+        try:
+            async for piece in answers:
+                if piece is not None and piece.problem is not None:
+                    raise piece.problem
+                if piece is not None:
+                    last[piece.index] = piece
+        finally:
+            await answers.aclose()
+        choices = [shape.choice(last[index]) for index in sorted(last)]
+        usage = _usage(prompted.prompt_tokens, sum(piece.n_tokens for piece in last.values()))
+        return shape.answer(**head, choices=choices, usage=usage)
+
+    async def _answers(
+        self, body: Writing, model: ServedModel, prompted: Prompted, facts: Facts
+    ) -> AsyncGenerator[Piece | None, None]:
+        """None once the request is taken, then the pieces of all answers as they come, to the end of each."""
+        began, pieces = time.perf_counter(), asyncio.Queue[Piece]()
+        with self.limiter.tokens(facts.key, prompted.most_tokens) as reserved:
+            reserved.used = prompted.prompt_tokens
+            async with self._jobs(model, prompted, pieces) as jobs:
+                yield None
+                try:
+                    async for piece in self._until_late(pieces, len(jobs)):
+                        self._note(piece, model, facts)
+                        yield piece
+                finally:
+                    self._account(model, prompted, jobs, facts, reserved)
+        self.waiting.finished(time.perf_counter() - began)
+
+    async def _until_late(self, pieces: asyncio.Queue[Piece], left: int) -> AsyncIterator[Piece]:
+        """The pieces of ``left`` answers, to the end of each or until the request has taken too long.
+
+        Each wait has its own timeout, as the steps of a stream run in tasks of their own.
+        """
+        clock = asyncio.get_running_loop().time
+        until = clock() + self.settings.request_timeout_s
+        while left:
+            try:
+                piece = await asyncio.wait_for(pieces.get(), until - clock())
+            except TimeoutError:
+                yield Piece(0, "", 0, problem=HttpProblem(504, "The answer took too long.", "timeout"))
+                return
+            left -= piece.is_last
+            yield piece
+
+    def _note(self, piece: Piece, model: ServedModel, facts: Facts) -> None:
+        if piece.first_token_s is not None and "first_token_s" not in facts.told:
+            facts.told["first_token_s"] = piece.first_token_s
+            self.metrics.first_token.labels(model.name).observe(piece.first_token_s)
+        if self.settings.log_text:
+            facts.told["answer"] = facts.told.get("answer", "") + piece.text
+        if piece.is_last:
+            ended = piece.ended or (piece.problem.code if piece.problem is not None else "failed")
+            facts.told["ended"] = ended
+            self.metrics.answers.labels(model.name, ended).inc()
+
+    def _account(
+        self, model: ServedModel, prompted: Prompted, jobs: list[Job], facts: Facts, reserved: Reservation
+    ) -> None:
+        written = sum(job.n_tokens for job in jobs)
+        reserved.used = prompted.prompt_tokens + written
+        self.metrics.tokens.labels(model.name, "prompt").inc(prompted.prompt_tokens)
+        self.metrics.tokens.labels(model.name, "completion").inc(written)
+        facts.told |= {"prompt_tokens": prompted.prompt_tokens, "completion_tokens": written}
+
+    @asynccontextmanager
+    async def _jobs(
+        self, model: ServedModel, prompted: Prompted, pieces: asyncio.Queue[Piece]
+    ) -> AsyncIterator[list[Job]]:
+        """Jobs at work while the block runs."""
+        self.waiting.open += len(prompted.prompts)
+        jobs: list[Job] = []
+        try:
+            for index, (prompt, manner) in enumerate(zip(prompted.prompts, prompted.manners, strict=True)):
+                make = partial(Job, model, prompt, manner, index=index)
+                jobs.append(self.engine.submit(make, pieces.put_nowait))
+            yield jobs
+        finally:
+            for job in jobs:
+                job.cancelled = True
+            self.waiting.open -= len(prompted.prompts)
+
+    async def _read(self, read: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.reader, read)
+
+    async def classify(self, body: ClassifyRequest, request: Request) -> Any:
+        """Labels texts with probabilities."""
+        model = self.models.get(body.model)
+        facts: Facts = request.state.facts
+        facts.told["model"] = model.name
+        self.waiting.require_room(1)
+        questions = await self._read(partial(read_questions, body, model, self.settings))
+        self.waiting.require_room(1)
+        with self.limiter.tokens(facts.key, questions.n_tokens) as reserved:
+            reserved.used = questions.n_tokens
+            self.waiting.open += 1
+            try:
+                async with asyncio.timeout(self.settings.request_timeout_s):
+                    found = await _unless_gone(request, self.engine.classify(model, questions.encoded))
+            except TimeoutError:
+                raise HttpProblem(504, "The answer took too long.", "timeout") from None
+            finally:
+                self.waiting.open -= 1
+        self.metrics.tokens.labels(model.name, "prompt").inc(questions.n_tokens)
+        facts.told |= {"prompt_tokens": questions.n_tokens, "texts": len(found)}
+        data = []
+        for index, (example, text, row) in enumerate(zip(questions.examples, questions.encoded, found, strict=True)):
+            by_label = dict(zip(example.choices, map(float, row), strict=True))
+            label = max(by_label, key=lambda name: by_label[name])
+            data.append(wire.Classified(index=index, label=label, probabilities=by_label, shortened=text.truncated))
+        head = {"id": f"classify-{secrets.token_hex(12)}", "created": int(time.time()), "model": model.name}
+        return wire.ClassifyAnswer(**head, data=data, usage=_usage(questions.n_tokens, 0))
+
+    async def list_models(self) -> Any:
+        """All models that requests can name."""
+        return wire.ModelList(data=[_card(model) for model in self.models.by_name.values()])
+
+    async def model(self, name: str) -> Any:
+        """One of them."""
+        return _card(self.models.get(name))
+
+    async def health(self, response: Response) -> Any:
+        """Whether requests are taken: 200, or 503 while the server drains or its engine has died."""
+        status = "draining" if self.is_draining() else "ok" if self.engine.is_alive else "failed"
+        response.status_code = 200 if status == "ok" else 503
+        return wire.Health(status=status, models=len(self.models.by_name), waiting=self.waiting.open)
+
+    async def metrics_page(self) -> Response:
+        """The figures for Prometheus."""
+        return Response(self.metrics.page(), headers={"content-type": CONTENT_TYPE})
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How chat and completions differ in what they send."""
+
+    prefix: str
+    answer: Any
+    choice: Callable[[Piece], Any]
+    chunk_object: str
+    chunk_choice: Callable[[Piece], dict[str, Any]]
+    first: dict[str, Any] | None = None
+
+
+def _chat_choice(piece: Piece) -> Any:
+    message = wire.AnswerMessage(content=piece.text)
+    return wire.ChatChoice(index=piece.index, message=message, finish_reason=piece.ended or "stop")
+
+
+def _completion_choice(piece: Piece) -> Any:
+    return wire.CompletionChoice(index=piece.index, text=piece.text, finish_reason=piece.ended or "stop")
+
+
+_CHAT = _Shape(
+    "chatcmpl",
+    wire.ChatAnswer,
+    _chat_choice,
+    "chat.completion.chunk",
+    lambda piece: {"delta": {"content": piece.text} if piece.text else {}},
+    {"delta": {"role": "assistant", "content": ""}},
+)
+_COMPLETION = _Shape(
+    "cmpl", wire.CompletionAnswer, _completion_choice, "text_completion", lambda piece: {"text": piece.text}
+)
+
+
+async def _events(
+    answers: AsyncGenerator[Piece | None, None],
+    head: dict[str, Any],
+    shape: _Shape,
+    prompted: Prompted,
+    with_usage: bool,
+) -> AsyncGenerator[bytes, None]:
+    """The frames of a stream; a problem on the way is the last event before [DONE]."""
+    head = {**head, "object": shape.chunk_object}
+    extra = {"usage": None} if with_usage else {}
+    n_tokens: dict[int, int] = {}
+    try:
+        for index in range(len(prompted.prompts) if shape.first else 0):
+            choice = {"index": index, **(shape.first or {}), "logprobs": None, "finish_reason": None}
+            yield frame({**head, "choices": [choice], **extra})
+        async for piece in answers:
+            if piece is None:
+                continue
+            if piece.problem is not None:
+                yield frame(piece.problem.body())
+                break
+            n_tokens[piece.index] = piece.n_tokens
+            choice = {"index": piece.index, **shape.chunk_choice(piece)}
+            yield frame({**head, "choices": [{**choice, "logprobs": None, "finish_reason": piece.ended}], **extra})
+        else:
+            if with_usage:
+                usage = _usage(prompted.prompt_tokens, sum(n_tokens.values())).model_dump()
+                yield frame({**head, "choices": [], "usage": usage})
+        yield b"data: [DONE]\n\n"
+    finally:
+        await answers.aclose()
+
+
+async def _unless_gone(request: Request, work: Any) -> Any:
+    """The result of the work, which is cancelled when the client closes the connection.
+
+    Raises:
+        ClientGone: it did.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _usage(prompt: int, completion: int) -> wire.Usage:
+    return wire.Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+def _card(model: ServedModel) -> wire.ModelCard:
+    return wire.ModelCard(id=model.name, created=model.created, parent=model.parent)
+
+
+def location(parts: Any) -> str:
+    """Where in a request something is wrong, in ASCII and short: field names come from outside too."""
+    path = ".".join(str(part) for part in parts if part not in ("body", "query", "path"))
+    return json.dumps(path)[1:-1][:120]

@@ -1,0 +1,70 @@
+"""A folder whose sub-folders are adapters: each is served under its own name while it is there.
+
+Enters: a folder. Leaves: what has come, changed or gone since the last look. A sub-folder counts once nothing in it has
+changed between two looks, so that one that is still being copied is not read; names that begin with a dot never count.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fintune.serving.predictor import is_adapter
+from fintune.serving.server.models import adapter_folder_of
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+Stamp = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A sub-folder that is to be loaded, or whose model is to be taken away."""
+
+    name: str
+    place: Path
+    gone: bool = False
+
+
+@dataclass
+class AdapterFolder:
+    """What is known of a watched folder."""
+
+    folder: Path
+    _last: dict[str, Stamp] = field(default_factory=dict)
+    _known: dict[str, Stamp] = field(default_factory=dict)
+
+    def begin(self) -> list[Change]:
+        """The adapters that are there at the start."""
+        self._last = self._look()
+        return self.changes()
+
+    def changes(self) -> list[Change]:
+        """What is to be done since the last time; each change is told once, whether or not it can be done."""
+        seen, last = self._look(), self._last
+        self._last = seen
+        found = [Change(name, self.folder / name, gone=True) for name in self._known if name not in seen]
+        settled = {name: stamp for name, stamp in seen.items() if last.get(name) == stamp}
+        changed = [name for name, stamp in settled.items() if self._known.get(name) != stamp]
+        self._known = {name: stamp for name, stamp in self._known.items() if name in seen} | settled
+        return found + [Change(name, self.folder / name) for name in changed]
+
+    def _look(self) -> dict[str, Stamp]:
+        try:
+            inside = sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
+        except OSError:  # unmounted for a moment: nothing is taken away for that
+            return dict(self._last)
+        stamps = ((path.name, _stamp(path)) for path in inside)
+        return {name: stamp for name, stamp in stamps if stamp}
+
+
+def _stamp(folder: Path) -> Stamp:
+    """Names, times and sizes of the adapter's files; empty where there is none."""
+    inside = adapter_folder_of(folder)
+    if not is_adapter(inside):
+        return ()
+    try:
+        files = [(path.name, path.stat()) for path in sorted(inside.iterdir()) if path.is_file()]
+    except OSError:  # it is being removed
+        return ()
+    return tuple((name, found.st_mtime_ns, found.st_size) for name, found in files)
