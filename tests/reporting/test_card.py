@@ -32,6 +32,18 @@ def test_front_matter_is_what_the_hub_reads(tmp_path, recipe, results, model_fac
     assert values["accuracy"] == round(results.find("tfns", "tuned").metrics["accuracy"].value, 4)
 
 
+@pytest.mark.parametrize(
+    ("form", "library", "code"), [("merged", "transformers", "transformers"), ("gguf", "gguf", "Ollama")]
+)
+def test_an_export_says_what_it_is_and_how_it_is_loaded(tmp_path, recipe, results, model_facts, form, library, code):
+    write_model_card(tmp_path, recipe=recipe, results=results, model_facts=model_facts, form=form)
+    _, front, body = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    stated = yaml.safe_load(front)
+    assert stated["library_name"] == library and stated["base_model_relation"] == "finetune"
+    assert ("gguf" in stated["tags"]) == (form == "gguf")
+    assert code in body and "PeftModel" not in body
+
+
 def test_the_body_is_honest(tmp_path, recipe, results, model_facts):
     _, body = card(tmp_path, recipe, results, model_facts)
     for words in (
