@@ -43,8 +43,6 @@ SYSTEM = {
     "git",
     "tensorboard",
 }
-# Commands of changes under way, which pages already name: held to the parser as soon as they are there.
-AWAITED = ("serve",)
 
 
 def check_shell_syntax(block: Block) -> None:
@@ -58,8 +56,7 @@ def check_command(command: Command) -> None:
     arguments = fintune_arguments(command)
     first = command.words[0]
     if arguments is not None:
-        if arguments[0] not in _awaited():
-            check_fintune(arguments, command.place)
+        check_fintune(arguments, command.place)
     elif first == "make":
         check_make(command)
     elif first in ("pip", "python", "python3", "uv"):
@@ -70,18 +67,10 @@ def check_command(command: Command) -> None:
         assert first in SYSTEM, f"{command.place}: no rule for {first!r}; write one in tests/docs/checks.py"
 
 
-@cache
-def _awaited() -> tuple[str, ...]:
-    """Commands (and extras of the same name) that the documents name and that are not here yet."""
-    return tuple(name for name in AWAITED if name not in _parser()[0].commands)
-
-
 def check_request(command: Command) -> None:
     """A request to our server: the address exists and the body is what it takes."""
     address = next(word for word in command.words if word.startswith("http"))
     body = json.loads(command.words[command.words.index("-d") + 1])
-    if "serve" in _awaited():
-        return
     wire = importlib.import_module("fintune.serving.server.wire")
     kinds = {
         "v1/classify": "ClassifyRequest",
@@ -158,7 +147,7 @@ def check_python_program(command: Command) -> None:
     """Extras of fintune that are installed exist; a script of ours exists and has the options."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for names in re.findall(r"(?:^|\s)(?:fintune|\.)\[([\w,]+)\]", " ".join(command.words)):
-        assert set(names.split(",")) <= {*extras, *_awaited()}, f"{command.place}: there is no extra {names}"
+        assert set(names.split(",")) <= set(extras), f"{command.place}: there is no extra {names}"
     if "-c" in command.words and (constraints := command.words[command.words.index("-c") + 1]).endswith(".txt"):
         assert (ROOT / constraints).is_file(), f"{command.place}: {constraints} does not exist"
     script = next((word for word in command.words[1:2] if word.endswith(".py")), None)

@@ -9,10 +9,12 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,8 +26,10 @@ from fintune.models.gguf import MANIFEST, converted_folder
 from fintune.models.locate import ALIASES
 from fintune.models.tiny import write_tiny_model
 from fintune.serving import demo
+from fintune.serving.server.opening import Served
 from tests.docs.blocks import Block, Command, fintune_arguments
-from tests.docs.substitutions import IN_COMMANDS, IN_PYTHON, MORE_ARGUMENTS, NOT_RUN, PYTHON_NOT_RUN, SMALL
+from tests.docs.substitutions import IN_COMMANDS, IN_PYTHON, MORE_ARGUMENTS, NOT_RUN, PYTHON_NOT_RUN, SERVED, SMALL
+from tests.serving.server.conftest import SETTINGS, serving
 
 FIRMS = ("Nokia", "Orion", "Fortum", "Kone", "Sampo", "Wartsila", "Neste", "Elisa", "Metso", "Outokumpu", "Cargotec")
 WORDS = {"positive": ("rises", "beats", "gains"), "negative": ("falls", "misses", "loses"), "neutral": ("keeps",)}
@@ -81,12 +85,16 @@ class Session:
     """The folder, what ran in it, and the names of the Python blocks."""
 
     folder: Path
+    closing: contextlib.ExitStack
     done: set[str] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=lambda: {"run": 0, "parsed only": 0})
 
     def run(self, command: Command, standard_input: str) -> str | None:
         """Runs a command of ours; what it wrote to standard output, or None where it is only to be parsed."""
         text = str(command)
+        if command.words[0] == "curl":
+            self._request(command)
+            return None
         arguments = fintune_arguments(command)
         if arguments is None or reason_not_to_run(text):
             self.counts["parsed only"] += 1
@@ -116,13 +124,27 @@ class Session:
             Path(command.output).write_text(written.getvalue(), encoding="utf-8")
         return written.getvalue()
 
+    @cached_property
+    def server(self) -> str:
+        """The address of a server of the session's base and its first run, started when it is first asked."""
+        served = Served("smollm2-135m", {"tweets": "runs/quickstart"}, None)
+        live = self.closing.enter_context(serving(served, replace(SETTINGS, body_timeout_s=15), None, ""))
+        return str(live.address)
+
+    def _request(self, command: Command) -> None:
+        self.counts["run"] += 1
+        address = next(word for word in command.words if word.startswith("http"))
+        body = command.words[command.words.index("-d") + 1]
+        answer = httpx.post(SERVED.sub(self.server, address), json=json.loads(body), timeout=60)
+        assert answer.status_code == 200, f"{command.place}: {answer.text}"
+
     def execute(self, block: Block, names: dict[str, Any]) -> None:
         """Executes a Python block with the names of the blocks before it."""
         if any(part in block.text for part, _ in PYTHON_NOT_RUN):
             self.counts["parsed only"] += 1
             return
         self.counts["run"] += 1
-        text = block.text
+        text = SERVED.sub(lambda _: self.server, block.text)
         for before, after, _ in IN_PYTHON:
             text = text.replace(before, after)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -148,15 +170,16 @@ def reason_not_to_run(command: str) -> str | None:
 @contextlib.contextmanager
 def new_session(folder: Path) -> Any:
     """A session in ``folder``, with a cache and a home of its own and two finished runs."""
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, contextlib.ExitStack() as closing:
         patched.chdir(folder)
+        patched.setenv("NO_PROXY", "127.0.0.1")
         patched.setenv("FINTUNE_CACHE", str(folder / "cache"))
         patched.setenv("FINTUNE_HOME", str(folder / "home"))
         patched.setenv("COLUMNS", "100")
         patched.delenv("FINTUNE_DATA_DIR", raising=False)
         plant_model(folder / "cache")
         _write_files(folder)
-        session = Session(folder)
+        session = Session(folder, closing)
         for words in (
             ("fintune", "train", "quickstart", "training.epochs=2", "--output-dir", "runs/two-epochs"),
             ("fintune", "train", "quickstart", "--output-dir", "runs/quickstart"),

@@ -6,6 +6,8 @@ Everything is run but what ``NOT_RUN`` and ``PYTHON_NOT_RUN`` name; that is stil
 
 from __future__ import annotations
 
+import re
+
 # The embedded model ``smollm2-135m`` is a tiny random Llama (its place in the cache is taken), and runs are short.
 SMALL = (
     "model.quantization=none",
@@ -38,11 +40,14 @@ IN_PYTHON = (
     ("headlines@2", "sentiment@1", "the second adapter"),
 )
 
+# Where a server is asked: one of the session answers.
+SERVED = re.compile(r"http://(?:127\.0\.0\.1|localhost):\d+")
+
 # Commands, by a regular expression, that are parsed and not run, each with the reason.
 NOT_RUN = (
     (r"^fintune collect ", "asks providers on the network, with keys"),
     (r"^fintune (judge|rationales) ", "asks a language model at an address of one's own"),
-    (r"^fintune serve", "serves until it is stopped; tests/serving runs it"),
+    (r"^fintune serve", "serves until it is stopped; requests to it run"),
     (r"^fintune demo", "serves until it is stopped; tests/serving runs the page"),
     (r"^fintune bench ", "measures for minutes; tests/bench runs it"),
     (r"(^|/)(torchrun|accelerate|srun) |--gpus|--processes|--engine ray", "needs GPUs, machines or processes to spare"),
@@ -52,7 +57,7 @@ NOT_RUN = (
     (r" quant|quant-data", "minutes of building and fitting; tests/forecasting/quant runs it"),
     (r"^fintune corpus build (sources|news|clean)", "files of the reader's; tests/test_corpora.py builds such"),
     (r"^python ", "a benchmark, for minutes and mostly for a GPU"),
-    (r"^(make|pip|python3|source|export|git|cd|mkdir|printf|curl|docker) ?", "installs, or is the shell's"),
+    (r"^(make|pip|python3|source|export|git|cd|mkdir|printf|docker) ?", "installs, or is the shell's"),
 )
 PYTHON_NOT_RUN = (
     ("FLAREEvaluator", "needs FLARE's data sets, which may not be shipped"),
