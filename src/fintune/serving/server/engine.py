@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fintune.serving.server.models import ServedModel
 
 log = logging.getLogger(__name__)
-TURN = 4  # steps of one lane while another has work too
+TURN = 4  # steps of one lane before what has arrived, and other lanes, are looked at: switching adapters takes time
 CHUNK = 16  # texts classified before the writing goes on
 _FAILED = "The answer could not be written; the server's log says why."
 Task = Callable[[], None]
@@ -148,8 +148,8 @@ class Engine:
             for step in range(10 * TURN):
                 lane.step()
                 self._hand_out()
-                others = self._classifying or len(self._lanes) > 1
-                if lane.is_idle or not self._inbox.empty() or (others and step + 1 >= TURN):
+                others = self._classifying or len(self._lanes) > 1 or not self._inbox.empty()
+                if lane.is_idle or (others and step + 1 >= TURN):
                     return
 
     def _take_job(self, job: Job) -> None:
