@@ -199,7 +199,11 @@ def test_fuzzed_requests_break_nothing(live):
         session.headers["authorization"] = f"Bearer {live.key}"
 
         def fuzz(case):
-            response = short(case).call(base_url=live.address, session=session, timeout=60)
+            try:
+                response = short(case).call(base_url=live.address, session=session, timeout=60)
+            except requests.RequestException:
+                print(*live.lines[-3:], sep="")
+                raise
             statuses[response.status_code] += 1
             too_large = response.status_code == 413  # says nothing of what else was wrong
             case.validate_response(response, checks=CHECKED[: -1 if too_large else None])
