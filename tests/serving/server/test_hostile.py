@@ -158,7 +158,10 @@ def test_prompts_and_answers_are_in_no_log_line(live):
     with live.client() as client:
         got = client.post(PATH, json=chat(text="a very secret prompt", max_tokens=20), headers={"x-request-id": "mine"})
     assert got.headers["x-request-id"] == "mine"
-    (line,) = [event for event in live.events() if event.get("request_id") == "mine"]
+    deadline = time.monotonic() + 10  # the line follows the answer
+    while not (lines := [event for event in live.events() if event.get("request_id") == "mine"]):
+        assert time.monotonic() < deadline
+    (line,) = lines
     assert line["key"] == "desk" and line["model"] == "one" and line["status"] == 200
     assert line["completion_tokens"] == got.json()["usage"]["completion_tokens"] and line["first_token_s"] > 0
     assert not any("secret" in text or live.key in text for text in live.lines)
