@@ -179,9 +179,9 @@ def short(case):
     body = case.body
     if isinstance(body, dict) and "completions" in case.path:
         for name in ("max_tokens", "max_completion_tokens"):
-            if type(body.get(name)) is int and body[name] >= 1:
+            if type(body.get(name)) is int and 1 <= body[name] < 2**31:
                 body[name] = 2
-        if type(body.get("n")) is int and body["n"] >= 1:
+        if type(body.get("n")) is int and 1 <= body["n"] <= 128:
             body["n"] = 1 + body["n"] % 2
         body.setdefault("max_tokens", 2)
     if isinstance(body, dict) and isinstance(body.get("model"), str) and 0 < len(body["model"]) <= 200:
