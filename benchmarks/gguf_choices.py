@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the run that was exported")
     parser.add_argument("exported", type=Path, help="what `fintune export` wrote, merged weights included")
     parser.add_argument("--rows", type=int, default=300, help="test rows, evenly spaced")
+    parser.add_argument("--kinds", nargs="*", help="kinds of GGUF files, in this order; all when left out")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -66,7 +67,10 @@ def main() -> None:
         "rows": len(rows),
         "accuracy": accuracy(expected, rows),
     }
-    for file in sorted((arguments.exported / "gguf").glob("*.gguf")):
+    files = sorted((arguments.exported / "gguf").glob("*.gguf"))
+    if arguments.kinds:
+        files = [file for kind in arguments.kinds for file in files if file.stem.endswith(f"-{kind}")]
+    for file in files:
         started = time.perf_counter()
         context = max(len(e.prompt) + sum(map(len, e.choices)) for e in encoded.encoded)
         opened = LlamaCpp(file, context=-(-context // 256) * 256, threads=arguments.threads)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LEAST_KEPT = 0.5
 _PROBES = (
     "Operating profit rose to EUR 13.1 mn from EUR 8.7 mn in 2007; net sales were 1,234,567.89.\n\n\n2008:  +12%\t(Q4)",
-    "$AAPL +3.4% \u2014 \u201cbeat\u201d; \u20ac1.2bn, \u00a3900k \U0001f680\U0001f4c8 \u00e9\u00e8 \u00df \u4e2d\u56fd",
+    "$AAPL +3.4% \u2014 \u201cbeat\u201d; \u20ac1.2bn, \u00a3900k \U0001f680\U0001f4c8 \u00e9\u00df \u4e2d",
     "  leading, trailing  \n\r\n1 22 333 4444 55555\nI'll don't WE'VE it's\n   \n\tx_y-z/10-K?v=1&w=2 <b>3.0</b>...",
     "a\n\n b\n  \n   c d\u3000e\u200bf 1\u00bd \u0661\u0662 \u043f\u0440\u0438 \u0644\u0644 \ud55c\uad6d !!!???---",
 )

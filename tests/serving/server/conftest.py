@@ -30,7 +30,7 @@ SETTINGS = ServerSettings(
     max_body_bytes=200_000,
     max_new_tokens=512,
     request_timeout_s=60,
-    body_timeout_s=1,
+    body_timeout_s=3,
     send_timeout_s=5,
 )
 

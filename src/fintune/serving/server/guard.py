@@ -28,7 +28,7 @@ ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/models
 OPEN = frozenset({"/health"})  # needs no key, and is answered while the server drains
 UNCOUNTED = frozenset({"/health", "/metrics"})
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_LINGER_S, _LINGER_BYTES = 2.0, 16 << 20
+_READ_AWAY_BYTES = 16 << 20
 CLOSED = 499  # nginx's number for a client that went first; it stands in the log and the metrics alone
 
 
@@ -156,25 +156,37 @@ class _Visit:
         """
         most = self._guard.settings.max_body_bytes
         length = self._header(b"content-length")
-        if length.isdecimal() and int(length) > most:
-            await self._linger(0)
-            raise _too_large(most)
-        parts, size = [], 0
+        body, left = bytearray(), True
         try:
             async with asyncio.timeout(self._guard.settings.body_timeout_s):
-                while True:
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > most:
-                        await self._linger(size)
-                        raise _too_large(most)
-                    if not message.get("more_body", False):
-                        return b"".join(parts)
+                while left and len(body) <= most and not (length.isdecimal() and int(length) > most):
+                    message = await self._received()
+                    body += message.get("body", b"")
+                    left = message.get("more_body", False)
         except TimeoutError:
             raise HttpProblem(408, "The request's body did not arrive in time.", "body_timeout", _CLOSE) from None
+        if left or len(body) > most:
+            await self._read_away(left)
+            raise HttpProblem(413, f"The request's body may have {most:,} bytes.", "body_too_large", _CLOSE)
+        return bytes(body)
+
+    async def _received(self) -> MutableMapping[str, Any]:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        return message
+
+    async def _read_away(self, left: bool) -> None:
+        """Reads the rest of a body that is too large: a connection closed on unread data would tear the answer away."""
+        size = 0
+        try:
+            async with asyncio.timeout(self._guard.settings.body_timeout_s):
+                while left and size < _READ_AWAY_BYTES:
+                    message = await self._received()
+                    size += len(message.get("body", b""))
+                    left = message.get("more_body", False)
+        except TimeoutError:
+            self._facts.told["unread"] = True
 
     async def _refuse(self, problem: HttpProblem) -> None:
         if self._status:  # something was sent already; dropping the connection says that it is not whole
@@ -185,18 +197,6 @@ class _Visit:
         headers.append((b"content-length", str(len(body)).encode()))
         await self._answer({"type": "http.response.start", "status": problem.status, "headers": headers})
         await self._answer({"type": "http.response.body", "body": body, "more_body": False})
-
-    async def _linger(self, size: int) -> None:
-        """Reads on for a moment: a connection closed on unread data would tear the answer away from the client."""
-        try:
-            async with asyncio.timeout(_LINGER_S):
-                while size < _LINGER_BYTES:
-                    message = await self._receive()
-                    size += len(message.get("body", b""))
-                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                        return
-        except TimeoutError:
-            return
 
     async def _answer(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -231,10 +231,6 @@ class _Visit:
 
 
 _CLOSE = {"connection": "close"}
-
-
-def _too_large(most: int) -> HttpProblem:
-    return HttpProblem(413, f"The request's body may have {most:,} bytes.", "body_too_large", _CLOSE)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
