@@ -42,6 +42,9 @@ SYSTEM = {
     "srun",
     "git",
     "tensorboard",
+    "ollama",
+    "vllm",
+    "llama-cli",
 }
 
 

@@ -183,6 +183,7 @@ def new_session(folder: Path) -> Any:
         for words in (
             ("fintune", "train", "quickstart", "training.epochs=2", "--output-dir", "runs/two-epochs"),
             ("fintune", "train", "quickstart", "--output-dir", "runs/quickstart"),
+            ("fintune", "report", "runs/two-epochs"),
             ("fintune", "gpt", "new", "gpt-untrained", "--size", "tiny", "--tokenizer", "smollm2-135m"),
         ):
             session.run(Command("the session", words), "")

@@ -48,6 +48,7 @@ NOT_RUN = (
     (r"^fintune collect ", "asks providers on the network, with keys"),
     (r"^fintune (judge|rationales) ", "asks a language model at an address of one's own"),
     (r"^fintune serve", "serves until it is stopped; requests to it run"),
+    (r"^fintune push (?!.*--dry-run)", "uploads to the hub"),
     (r"^fintune demo", "serves until it is stopped; tests/serving runs the page"),
     (r"^fintune bench ", "measures for minutes; tests/bench runs it"),
     (r"(^|/)(torchrun|accelerate|srun) |--gpus|--processes|--engine ray", "needs GPUs, machines or processes to spare"),
