@@ -108,6 +108,7 @@ def test_sizes_and_slow_bodies(live):
         assert code(client.post(PATH, content=b" " * 300_000)) == (413, "body_too_large")
         assert code(client.post(PATH, content=(b" " * 50_000 for _ in range(20)))) == (413, "body_too_large")
         assert client.post(PATH, json=chat(max_tokens=1)).status_code == 200
+        assert code(client.post(PATH, content=b" " * 40_000_000)) == (413, "body_too_large")
         began = time.monotonic()
         assert code(client.post(PATH, content=iter([b" " * 250_000]))) == (413, "body_too_large")
         assert time.monotonic() - began < 2, "a body that has ended is not waited for"
