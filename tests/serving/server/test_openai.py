@@ -122,6 +122,8 @@ def test_what_is_not_served_is_refused_and_not_ignored(live):
     for options, words in (
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"logprobs": True}, "logprobs"),
+        ({"store": True}, "only false"),
+        ({"extra_body": {"store": 0.0}}, "store"),
         ({"temperature": 3}, "temperature"),
         ({"max_tokens": 100_000}, "at most 512"),
         ({"n": 100}, "32 answers"),

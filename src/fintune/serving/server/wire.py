@@ -7,12 +7,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 Text = Annotated[str, Field(max_length=1_000_000)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+
+
+def _require_false(value: bool) -> bool:
+    if value:
+        raise ValueError("only false is served")
+    return value
+
+
+# Literal[False] would take 0.0 too, which is equal to it.
+OnlyFalse = Annotated[bool, AfterValidator(_require_false), WithJsonSchema({"type": "boolean", "const": False})]
 
 
 def _listed(value: Any) -> Any:
@@ -115,7 +125,7 @@ class ChatRequest(_Writing):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    store: Literal[False] | None = None
+    store: OnlyFalse | None = None
     metadata: dict[str, str] | None = Field(None, description="Has no effect.")
 
 
@@ -123,8 +133,8 @@ class CompletionRequest(_Writing):
     """Texts that are to be gone on with, without a template."""
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=128)]
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
+    echo: OnlyFalse | None = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
 
 class ClassifyRequest(_Strict):
