@@ -113,7 +113,7 @@ SIZES = {
     ),
     "gpu": Size(
         "gpu",
-        GptSize(12, 12, 768, 50257, 1024, 16, 24, 3, 6e-4, 64, least_embedding=50257),
+        GptSize(12, 12, 768, 50257, 1024, 8, 24, 3, 6e-4, 32, least_embedding=50257),
         LlmSize("smollm2-135m", "1b", 16, 24, 12, 3, 16384, 16, 1.5e-3, 1e-4, 100),
         chunks=4,
         prompt_tokens=256,
