@@ -18,6 +18,8 @@ WAYS = [
     RowOptions(compiled="whole"),
     RowOptions(compiled="whole", head="logits"),
     RowOptions(compiled="blocks"),
+    RowOptions(compiled="no", fused_heads=True),
+    RowOptions(compiled="whole", fused_heads=True),
 ]
 
 
@@ -26,10 +28,11 @@ def rows():
     return read[:, :-1].contiguous(), read[:, 1:].contiguous()
 
 
-# Dynamo looks at every tensor's gradient and hides the warning by a filter that pytest's own stands before.
+# Dynamo looks at every tensor's gradient, and makes an autograd function, behind filters that pytest's stand before.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["optimised", "baseline"])
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.compiled}-{way.attention}-{way.head}")
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.compiled}-{way.attention}-{way.head}-{way.fused_heads}")
 def test_every_way_gives_the_loss_and_gradients_of_the_model(monkeypatch, kind, way):
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced as a whole, not lowered
@@ -76,3 +79,26 @@ def test_flex_keeps_documents_of_a_row_apart():
 def test_no_attention_of_this_name():
     with pytest.raises(ModelError, match="called paged"):
         RowLoss(random_gpt(), RowOptions(attention="paged"))
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning")
+@pytest.mark.parametrize("compiled", ["no", "whole"])
+def test_fused_heads_give_what_the_graph_gives_on_a_gpu(compiled):
+    """In bf16, against fp32: no further from it than the graph's own operations are, but for a part of the rounding."""
+    torch.compiler.reset()
+    ids, targets = (part.cuda() for part in rows())
+
+    def gradients(precise, fused):
+        model = random_gpt().cuda()
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=not precise):
+            RowLoss(model, RowOptions(compiled=compiled, fused_heads=fused))(ids, targets).backward()
+        return {name: weight.grad for name, weight in model.named_parameters()}
+
+    exact, graph, fused = gradients(True, False), gradients(False, False), gradients(False, True)
+    for name, wanted in exact.items():
+        least = 0.01 * wanted.norm()
+        assert (fused[name] - wanted).norm() < 1.5 * (graph[name] - wanted).norm() + least, name
+    for name, wanted in gradients(True, True).items():
+        torch.testing.assert_close(wanted, exact[name], atol=1e-5, rtol=1e-3, msg=name)

@@ -75,8 +75,8 @@ def rotate_heads(
         unit_offset: the norms multiply by 1 + weight.
 
     Returns:
-        q (T, Hq, D), k and v (T, Hk, D): views of ``qkv``, but for q and k with norms; and, with norms, (T, Hq + Hk)
-        reciprocal root mean squares in fp32.
+        q (T, Hq, D), k and v (T, Hk, D): views of ``qkv``, but for q and k with norms, which are views of one new
+        matrix (T, (Hq + Hk) D); and, with norms, (T, Hq + Hk) reciprocal root mean squares in fp32.
     """
     if uses_triton(qkv, cos, sin, small, b, query_norm, key_norm):
         from fintune.kernels import rope_triton

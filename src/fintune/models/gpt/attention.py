@@ -18,6 +18,7 @@ from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fintune.models.gpt.config import GPTConfig
+from fintune.models.gpt.fused_heads import EPS, unit_turned_heads
 from fintune.models.gpt.positions import Rotation, rotate
 
 
@@ -48,17 +49,13 @@ class Attention(nn.Module):
 
         Args:
             hidden: normalised hidden states.
-            turn: rotation of the heads; None with learned positions.
+            turn: rotation of the heads, or ``angle_table`` of it where norms and rotation are to take one pass over
+                memory; None with learned positions.
             attention_mask: (B, 1, T, S) added to the scores, or None.
             past_key_values: keys and values of earlier tokens, extended in place; None without a cache.
             **kwargs: for the attention function; our tree attention finds ``tree`` here.
         """
-        query, key, value = map(self._heads, self._projections(hidden))
-        if self.config.qk_norm:
-            query, key = _unit_heads(query), _unit_heads(key)
-        if turn is not None:
-            query, key = rotate(query, turn), rotate(key, turn)
-        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast may compute a norm in fp32
+        query, key, value = self._turned_heads(hidden, turn)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, plain_attention)
@@ -67,14 +64,28 @@ class Attention(nn.Module):
         out: Tensor = self.o_proj(mixed.reshape(hidden.shape))
         return out
 
-    def _projections(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values, (B, T, W) each."""
-        layers = (self.q_proj, self.k_proj, self.v_proj)
-        if not self.is_joined:
-            return tuple(project(hidden) for project in layers)
-        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-        weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
-        return nn.functional.linear(hidden, weight, torch.cat(biases) if biases else None).chunk(3, dim=-1)
+    def _turned_heads(self, hidden: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, H, T, D) each; queries and keys as the scores take them."""
+        if turn is not None and turn[0].dim() == 2:
+            heads = unit_turned_heads(self._joined(hidden).flatten(0, 1), turn, self.config.num_attention_heads)
+            query, key, value = (part.view(*hidden.shape[:2], *part.shape[1:]).transpose(1, 2) for part in heads)
+            return query, key, value
+        columns = self._joined(hidden).chunk(3, dim=-1) if self.is_joined else [one(hidden) for one in self._layers()]
+        query, key, value = map(self._heads, columns)
+        if self.config.qk_norm:
+            query, key = _unit_heads(query), _unit_heads(key)
+        if turn is not None:
+            query, key = rotate(query, turn), rotate(key, turn)
+        return query.to(value.dtype), key.to(value.dtype), value  # autocast may compute a norm in fp32
+
+    def _joined(self, hidden: Tensor) -> Tensor:
+        """(B, T, 3 W): queries, keys and values as one product."""
+        biases: list[Tensor] = [layer.bias for layer in self._layers() if layer.bias is not None]
+        weight = torch.cat([layer.weight for layer in self._layers()])
+        return nn.functional.linear(hidden, weight, torch.cat(biases) if biases else None)
+
+    def _layers(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        return self.q_proj, self.k_proj, self.v_proj
 
     def _heads(self, columns: Tensor) -> Tensor:
         """(B, H, T, D) of (B, T, W)."""
@@ -82,7 +93,7 @@ class Attention(nn.Module):
 
 
 def _unit_heads(heads: Tensor) -> Tensor:
-    return nn.functional.rms_norm(heads, (heads.shape[-1],), eps=1e-6)
+    return nn.functional.rms_norm(heads, (heads.shape[-1],), eps=EPS)
 
 
 def _directly(attend: Any, *args: Any, **kwargs: Any) -> Tensor:

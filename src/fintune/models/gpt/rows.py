@@ -19,6 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fintune.kernels.linear_edge_loss import LinearHead, LossEdges, chunk_rows, linear_edge_cross_entropy
+from fintune.kernels.triton_use import triton_is_installed
+from fintune.models.gpt.fused_heads import angle_table
 from fintune.models.gpt.model import GPTForCausalLM, compile_blocks
 from fintune.models.gpt.positions import Rotation
 from fintune.schema.errors import ModelError
@@ -44,6 +46,8 @@ class RowOptions:
         head: ``logits`` holds all of them; ``fused`` makes gradients chunk by chunk, by our kernels on a GPU.
         chunk_rows: positions of a chunk of the fused head; None: on a GPU as many as ``_CHUNK_BYTES`` of logits are.
         joined: queries, keys and values are one product.
+        fused_heads: norms and rotation of queries and keys take one pass over memory, for which the product is joined;
+            None: on a GPU. Models without either are computed as always.
         mode: of ``torch.compile``.
         end_of_document: token that ends a document, for ``flex``.
     """
@@ -53,6 +57,7 @@ class RowOptions:
     head: HeadLoss = "fused"
     chunk_rows: int | None = None
     joined: bool = True
+    fused_heads: bool | None = None
     mode: str | None = None
     end_of_document: int | None = None
 
@@ -99,7 +104,7 @@ class RowLoss:
         with self._kernel():
             positions = torch.arange(ids.shape[1], device=ids.device)[None]
             # Not in the graph: every kernel that turns heads would compute sines and cosines again.
-            turn, mask = self.model.model.turn(positions), self._mask(ids)
+            turn, mask = self._turn(positions, len(ids)), self._mask(ids)
             if self.options.head == "logits":
                 return self._whole(ids, targets, positions, turn, mask)
             return self._fused(self._hidden(ids, positions, turn, mask), targets)
@@ -109,6 +114,11 @@ class RowLoss:
         chosen = _KERNELS.get(self.options.attention)
         with nullcontext() if chosen is None else sdpa_kernel(chosen):
             yield
+
+    def _turn(self, positions: Tensor, rows: int) -> Rotation | None:
+        turn, fused = self.model.model.turn(positions), self.options.fused_heads
+        fused = positions.is_cuda and triton_is_installed() if fused is None else fused
+        return angle_table(turn, rows) if turn is not None and fused and self.model.config.qk_norm else turn
 
     def _mask(self, ids: Tensor) -> Any:
         if self.options.attention == "flex":
