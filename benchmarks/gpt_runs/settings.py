@@ -91,6 +91,8 @@ PEERS = (
 OURS = (
     Variant("fintune"),
     Variant("fintune-logits", options={"head": "logits"}),
+    Variant("fintune-fp8-head", options={"head": "fp8"}),
+    Variant("fintune-graph-heads", options={"fused_heads": False}),
     Variant("fintune-cudnn", options={"attention": "cudnn"}),
     Variant("fintune-cudnn-logits", options={"attention": "cudnn", "head": "logits"}),
     Variant("fintune-flash", options={"attention": "flash"}),

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fintune.kernels.edge_loss import edge_cross_entropy, edge_log_probabilities
+from fintune.kernels.fp8_weight import quantize_rows
 from fintune.kernels.linear_edge_loss import (
     LinearHead,
     LossEdges,
@@ -18,6 +19,7 @@ from fintune.kernels.linear_edge_loss import (
     linear_edge_log_probabilities,
 )
 from fintune.kernels.triton_use import interpreted, uses_triton
+from fintune.schema.errors import ModelError
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 HEADS = {"plain": {}, "capped": {"softcap": 3.0}, "scaled and capped": {"logit_scale": 0.3, "softcap": 2.0}}
@@ -158,6 +160,35 @@ def test_a_head_tied_to_the_embedding_gets_both_gradients(dtype):
         lambda: gradient(lambda h, head: linear_edge_cross_entropy_plain(h, head, given)), [embedding]
     )
     assert_close(ours, twin, 1e-6 if dtype == torch.float64 else 2e-2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", [16, None])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_head_in_fp8_is_the_head_with_rounded_factors(device, rows, bias, request):
+    if device == "cuda":
+        request.getfixturevalue("fp8_card")
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    leaves, edges = problem(48, 120, hidden_size=64, vocabulary=96, dtype=dtype, device=device, bias=bias)
+    rounded = [quantize_rows(leaf.detach()).dense(torch.float32).requires_grad_() for leaf in leaves[:2]]
+    twin_leaves = rounded + [leaf.detach().float().requires_grad_() for leaf in leaves[2:]]
+    head = head_of(leaves, softcap=3.0, fp8=True)
+    ours = loss_and_gradients(lambda: linear_edge_cross_entropy(leaves[0], head, edges, rows=rows)[0], leaves)
+    twin = loss_and_gradients(
+        lambda: linear_edge_cross_entropy_plain(rounded[0], head_of(twin_leaves, softcap=3.0), edges), twin_leaves
+    )
+    torch.testing.assert_close(ours[0], twin[0], atol=1e-5, rtol=1e-5 if device == "cpu" else 5e-3)
+    for own, other in zip(ours[1], twin[1], strict=True):  # three bits of mantissa, in the gradient of logits too
+        assert (own.float() - other).norm() < 0.05 * other.norm()
+    exact = head_of(leaves, softcap=3.0)
+    both = [linear_edge_log_probabilities(leaves[0], each, edges.parent, edges.target) for each in (head, exact)]
+    assert both[0].equal(both[1])
+
+
+def test_a_head_that_does_not_fit_fp8_is_refused():
+    leaves, edges = problem(5, 9, hidden_size=64, vocabulary=37)
+    with pytest.raises(ModelError, match="Leave fp8_head out"):
+        linear_edge_cross_entropy(leaves[0], head_of(leaves, fp8=True), edges)
 
 
 def test_edges_of_no_weight_leave_no_gradient_in_any_precision():

@@ -58,6 +58,22 @@ def test_rows_without_any_target_have_no_loss(head):
     assert loss == 0 and all(not weight.grad.any() for weight in model.parameters())
 
 
+def test_a_head_in_fp8_leaves_the_loss_and_the_blocks_gradients_about_where_they_were():
+    ids, targets = rows()
+
+    def measured(in_config, head):
+        model = random_gpt()
+        model.config.fp8_head = in_config
+        loss = RowLoss(model, RowOptions(compiled="no", head=head))(ids, targets)
+        loss.backward()
+        return loss.detach(), torch.cat([weight.grad.flatten() for weight in model.model.layers.parameters()])
+
+    plain, asked, configured = measured(False, "fused"), measured(False, "fp8"), measured(True, "fused")
+    torch.testing.assert_close(asked[0], plain[0], atol=0, rtol=2e-3)
+    assert torch.nn.functional.cosine_similarity(asked[1], plain[1], dim=0) > 0.99
+    assert asked[0] == configured[0] and asked[1].equal(configured[1]) and not asked[1].equal(plain[1])
+
+
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 def test_flex_keeps_documents_of_a_row_apart():

@@ -52,7 +52,7 @@ _PLAIN_HEADS = {
     "starcoder2",
 }
 _KNOWN_CODE = ("transformers.models.", "fintune.models.gpt.")
-_CAP = "final_logit_softcapping"
+_CAP, _FP8 = "final_logit_softcapping", "fp8_head"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class OutputHead:
 
     def linear(self) -> LinearHead:
         """The head as the kernel takes it."""
-        return LinearHead(self.layer.weight, self.layer.bias, softcap=getattr(self.config, _CAP, None))
+        cap, fp8 = getattr(self.config, _CAP, None), getattr(self.config, _FP8, False)
+        return LinearHead(self.layer.weight, self.layer.bias, softcap=cap, fp8=fp8)
 
 
 def find_head(model: Any) -> OutputHead | str:

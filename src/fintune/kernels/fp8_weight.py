@@ -29,6 +29,7 @@ FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
 LEAST_CAPABILITY = (8, 9)
 ALIGNMENT = 16
+ASKED_BY, REMEDY = "model.quantization=fp8", "Set model.quantization=nf4 or none."
 
 Scaling = Literal["tensor", "row"]
 
@@ -98,13 +99,13 @@ class Fp8Weight:
         parts = (self.data, self.scale, self.transposed)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
-    def product(self, x: Tensor) -> Tensor:
-        """``x W^T``, ``x`` rounded to fp8."""
-        return self.product_of(quantize_rows(x), x.dtype)
+    def product(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """``x W^T``, ``x`` rounded to fp8; written to ``out`` where it is given."""
+        return self.product_of(quantize_rows(x), x.dtype, out)
 
-    def product_of(self, rows: Fp8Rows, dtype: torch.dtype) -> Tensor:
+    def product_of(self, rows: Fp8Rows, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
         """The same for an input that is rounded already."""
-        return _multiply(rows, Fp8Rows(self.data, self.scale), dtype, self.fast_accumulation)
+        return _multiply(rows, Fp8Rows(self.data, self.scale), dtype, self.fast_accumulation, out)
 
     def input_gradient(self, dy: Tensor, plus: SmallProduct | None = None) -> Tensor:
         """``dy W + plus``, ``dy`` rounded to fp8."""
@@ -138,18 +139,26 @@ class Fp8Weight:
         return Fp8Rows(self.data, self.scale).dense(dtype)
 
 
-def fp8_weight(weight: Tensor, *, scaling: Scaling = "row") -> Fp8Weight:
+def fp8_weight(
+    weight: Tensor, *, scaling: Scaling = "row", asked_by: str = ASKED_BY, remedy: str = REMEDY
+) -> Fp8Weight:
     """Rounds a dense (O, I) weight to fp8.
 
     Args:
         weight: the weight, on the device it stays on.
         scaling: one scale per output feature, or one for all.
+        asked_by: what needs it, for an error's sentence.
+        remedy: for the same.
 
     Raises:
         ModelError: the card has no fp8, or the shape does not fit its kernels.
     """
-    require_fp8(weight.device)
-    _require_aligned(weight)
+    require_fp8(weight.device, asked_by, remedy)
+    if any(size % ALIGNMENT for size in weight.shape):
+        raise ModelError(
+            f"A weight of shape {tuple(weight.shape)} cannot be held in fp8, which needs multiples of {ALIGNMENT}.",
+            remedy,
+        )
     return Fp8Weight(*quantize_rows(weight.detach(), scaling))
 
 
@@ -161,7 +170,7 @@ def stack_fp8(weights: Sequence[Fp8Weight]) -> Fp8Weight:
     return Fp8Weight(data, torch.cat([weight.scale for weight in weights]))
 
 
-def require_fp8(device: torch.device) -> None:
+def require_fp8(device: torch.device, asked_by: str = ASKED_BY, remedy: str = REMEDY) -> None:
     """Refuses devices whose cores cannot multiply fp8; the CPU does the same arithmetic in fp32.
 
     Raises:
@@ -172,33 +181,30 @@ def require_fp8(device: torch.device) -> None:
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         raise ModelError(
-            f"model.quantization=fp8 needs an Ada, Hopper or newer card (compute capability 8.9), and "
+            f"{asked_by} needs an Ada, Hopper or newer card (compute capability 8.9), and "
             f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}.",
-            "Set model.quantization=nf4 or none.",
+            remedy,
         )
 
 
-def _require_aligned(weight: Tensor) -> None:
-    if any(size % ALIGNMENT for size in weight.shape):
-        raise ModelError(
-            f"A weight of shape {tuple(weight.shape)} cannot be held in fp8, which needs multiples of {ALIGNMENT}.",
-            "Set model.quantization=nf4 or none.",
-        )
-
-
-def _multiply(left: Fp8Rows, right: Fp8Rows, dtype: torch.dtype, fast_accumulation: bool) -> Tensor:
+def _multiply(
+    left: Fp8Rows, right: Fp8Rows, dtype: torch.dtype, fast_accumulation: bool, out: Tensor | None = None
+) -> Tensor:
     """(R, K) times the transpose of (N, K), both with a scale per row: (R, N)."""
     if left.data.device.type != "cuda":
         wide = torch.promote_types(dtype, torch.float32)
-        return (left.dense(wide) @ right.dense(wide).T).to(dtype)
+        product = (left.dense(wide) @ right.dense(wide).T).to(dtype)
+        return product if out is None else out.copy_(product)
     if left.data.shape[0] == 0:
-        return torch.empty(0, right.data.shape[0], dtype=dtype, device=left.data.device)
-    out = torch._scaled_mm(
+        return torch.empty(0, right.data.shape[0], dtype=dtype, device=left.data.device) if out is None else out
+    takes_it = out is not None and out.dtype == torch.bfloat16
+    product = torch._scaled_mm(
         left.data,
         right.data.T,
         scale_a=left.scale,
         scale_b=right.scale.T,
         out_dtype=torch.bfloat16,  # the only type the kernels with a scale per row write
         use_fast_accum=fast_accumulation,
+        **({"out": out} if takes_it else {}),
     )
-    return out.to(dtype)
+    return product.to(dtype) if out is None or takes_it else out.copy_(product)

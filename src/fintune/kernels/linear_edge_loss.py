@@ -13,13 +13,14 @@ Shapes: P distinct parents, E edges, H hidden size, V vocabulary, C parents a ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fintune.kernels.fp8_weight import Fp8Weight, fp8_weight
 from fintune.kernels.triton_use import uses_triton
 
 CHUNK_BYTES = 256 * 2**20
@@ -37,12 +38,15 @@ class LinearHead:
         bias: (V,) or None.
         logit_scale: factor on the logits.
         softcap: bound of the logits (Gemma 2, arXiv 2408.00118), or None.
+        fp8: where gradients are made, logits and the gradient of hidden states are products in fp8, with a scale per
+            row of each factor; the head's own gradient is not, nor are log-probabilities without gradients.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     logit_scale: float = 1.0
     softcap: float | None = None
+    fp8: bool = False
 
     @property
     def is_trained(self) -> bool:
@@ -104,12 +108,17 @@ def linear_edge_cross_entropy(
 
     Returns:
         The loss, differentiable, and (E,) log-probabilities, which are not.
+
+    Raises:
+        ModelError: the head is to multiply in fp8, and the card cannot, or V or H is no multiple of 16.
     """
     if not torch.is_grad_enabled() or not (hidden.requires_grad or head.is_trained):
         log_probabilities = linear_edge_log_probabilities(hidden, head, edges.parent, edges.target, rows=rows)
         return -(log_probabilities * edges.weight).sum(), log_probabilities
     apply: Any = _LinearEdgeCrossEntropy.apply
-    loss, log_probabilities = apply(hidden, head.weight, head.bias, head.logit_scale, head.softcap, edges, rows)
+    loss, log_probabilities = apply(
+        *(hidden, head.weight, head.bias, head.logit_scale, head.softcap, head.fp8, edges, rows)
+    )
     return loss, log_probabilities
 
 
@@ -154,10 +163,11 @@ class _LinearEdgeCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         logit_scale: float,
         softcap: float | None,
+        fp8: bool,
         edges: LossEdges,
         rows: int | None,
     ) -> tuple[Tensor, Tensor]:
-        head = LinearHead(weight, bias, logit_scale, softcap)
+        head = LinearHead(weight, bias, logit_scale, softcap, fp8)
         dtype = _product_dtype(hidden, head)
         with torch.autocast(hidden.device.type, enabled=False):
             walked = _walk(hidden, head, edges, dtype, rows, ctx.needs_input_grad[:3])
@@ -171,13 +181,13 @@ class _LinearEdgeCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if loss_gradient is None:
-            return (None,) * 7
+            return (None,) * 8
         # In fp32, because a factor rounded to bf16 would be off by the same share everywhere.
         gradients = [
             None if saved is None else (saved.to(_sum_dtype(saved.dtype)) * loss_gradient).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*gradients, None, None, None, None)
+        return (*gradients, None, None, None, None, None)
 
 
 @dataclass
@@ -240,7 +250,8 @@ def _walk(
     if not parents or not len(edges.parent):
         return walked
     hidden, weight = hidden.to(dtype), head.weight.to(dtype)
-    head = LinearHead(weight, None if head.bias is None else head.bias.to(dtype), head.logit_scale, head.softcap)
+    head = replace(head, weight=weight, bias=None if head.bias is None else head.bias.to(dtype))
+    rounded = _in_fp8(head) if any(wanted) else None
     in_place = uses_triton(hidden, weight)
     logit_bytes = (dtype.itemsize + 4 * (dtype == torch.float16 and wanted[1])) if in_place else 4
     rows = rows or chunk_rows(parents, vocabulary, hidden_size, logit_bytes=logit_bytes)
@@ -250,10 +261,10 @@ def _walk(
     for start in range(0, parents, rows):
         chunk = slice(start, min(start + rows, parents))
         own = buffers.first(chunk.stop - start)
-        _multiply(hidden[chunk], head, own.product)
+        _multiply(hidden[chunk], head, rounded, own.product)
         score(own, head, edges, chunk, weights, walked.log_probabilities)
         if weights is not None:
-            _add_gradients(hidden[chunk], head, own, chunk, weights.peak, walked)
+            _add_gradients(hidden[chunk], rounded or head.weight, own, chunk, weights.peak, walked)
     if weights is not None and weights.peak is not None:
         for sums in (walked.weight_gradient, walked.bias_gradient):
             if sums is not None:
@@ -306,9 +317,21 @@ def _sum_by(index: Tensor, weight: Tensor, size: int) -> Tensor:
     return sums.index_put_((index,), weight, accumulate=True)
 
 
-def _multiply(hidden: Tensor, head: LinearHead, product: Tensor) -> None:
+def _in_fp8(head: LinearHead) -> Fp8Weight | None:
+    if not head.fp8:
+        return None
+    rounded = fp8_weight(head.weight, asked_by="An output head in fp8", remedy="Leave fp8_head out.")
+    rounded.hold_ready(head.weight.dtype)
+    return rounded
+
+
+def _multiply(hidden: Tensor, head: LinearHead, rounded: Fp8Weight | None, product: Tensor) -> None:
     """``product`` becomes the (C, V) raw logits of (C, H) hidden states."""
-    if head.bias is None:
+    if rounded is not None:
+        rounded.product(hidden, out=product)
+        if head.bias is not None:
+            product.add_(head.bias)
+    elif head.bias is None:
         torch.mm(hidden, head.weight.t(), out=product)
     else:
         torch.addmm(head.bias, hidden, head.weight.t(), out=product)
@@ -375,15 +398,21 @@ def _cap_logits(own: _Buffers, head: LinearHead) -> None:
 
 
 def _add_gradients(
-    hidden: Tensor, head: LinearHead, own: _Buffers, chunk: slice, peak: Tensor | None, walked: _Walked
+    hidden: Tensor,
+    weight: Tensor | Fp8Weight,
+    own: _Buffers,
+    chunk: slice,
+    peak: Tensor | None,
+    walked: _Walked,
 ) -> None:
     """From the gradient of raw logits to those of hidden states and head."""
     narrow, gradient = own.product, own.wide
     if walked.hidden_gradient is not None:
-        if peak is None:
-            torch.mm(narrow, head.weight, out=walked.hidden_gradient[chunk])
+        if isinstance(weight, Tensor) and peak is None:
+            torch.mm(narrow, weight, out=walked.hidden_gradient[chunk])
         else:
-            walked.hidden_gradient[chunk] = (narrow @ head.weight).to(peak.dtype) * peak
+            found = narrow @ weight if isinstance(weight, Tensor) else weight.input_gradient(narrow)
+            walked.hidden_gradient[chunk] = found if peak is None else found.to(peak.dtype) * peak
     if walked.weight_gradient is not None:
         if narrow.dtype == torch.bfloat16:
             walked.weight_gradient.add_(narrow.t() @ hidden)

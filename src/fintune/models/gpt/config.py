@@ -29,7 +29,7 @@ class GPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transform
     """Shape and choices of a GPT; the defaults are the baseline of 124 million weights.
 
     How attention is computed is no choice of architecture and no field: ``attn_implementation`` or the backend of
-    ``EdgeModel`` says it. The same holds for precision (autocast) and ``compile_blocks``.
+    ``EdgeModel`` says it. The same holds for precision (autocast) and ``compile_blocks``, but for the head's.
 
     Attributes:
         vocab_size: rows of the embedding and of the head.
@@ -49,6 +49,8 @@ class GPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transform
         biases: linear layers and layer norms have them.
         tie_word_embeddings: the head is the embedding.
         final_logit_softcapping: bound of the logits, ``cap tanh(logits / cap)`` (Gemma 2, arXiv 2408.00118), or None.
+        fp8_head: in training, logits and the gradient that they send back are products in fp8, which Ada, Hopper and
+            newer cards compute (a CPU imitates them); evaluation and generation are not touched.
         low_precision_residual: under autocast the residual stream has its type too, instead of fp32.
         initialisation: see ``fintune.models.gpt.initialisation``.
         initializer_range: spread of initial weights under ``gpt2``.
@@ -74,6 +76,7 @@ class GPTConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transform
     biases: bool = True
     tie_word_embeddings: bool = True
     final_logit_softcapping: float | None = None
+    fp8_head: bool = False
     low_precision_residual: bool = False
     initialisation: Initialisation = "gpt2"
     initializer_range: float = 0.02

@@ -27,7 +27,7 @@ from fintune.schema.errors import ModelError
 
 Compiled = Literal["no", "blocks", "whole"]
 RowAttention = Literal["eager", "sdpa", "flash", "cudnn", "flex"]
-HeadLoss = Literal["logits", "fused"]
+HeadLoss = Literal["logits", "fused", "fp8"]
 
 IGNORED = -100  # target of a position that has no loss, as in PyTorch
 _FLEX = "gpt_flex"
@@ -43,7 +43,8 @@ class RowOptions:
         compiled: nothing, each block, or everything below the loss in one graph (with ``head="logits"`` the loss too).
         attention: ``eager`` holds all scores; ``sdpa`` leaves the kernel to PyTorch; ``flash`` and ``cudnn`` name it;
             ``flex`` keeps documents of a row apart, where ``end_of_document`` is given.
-        head: ``logits`` holds all of them; ``fused`` makes gradients chunk by chunk, by our kernels on a GPU.
+        head: ``logits`` holds all of them; ``fused`` makes gradients chunk by chunk, by our kernels on a GPU; ``fp8``
+            is ``fused`` with products in fp8, as ``GPTConfig.fp8_head`` asks for it.
         chunk_rows: positions of a chunk of the fused head; None: on a GPU as many as ``_CHUNK_BYTES`` of logits are.
         joined: queries, keys and values are one product.
         fused_heads: norms and rotation of queries and keys take one pass over memory, for which the product is joined;
@@ -142,7 +143,9 @@ class RowLoss:
         return summed / (flat != IGNORED).sum().clamp(min=1)
 
     def _fused(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        head = LinearHead(self.model.lm_head.weight, softcap=self.model.config.final_logit_softcapping)
+        config = self.model.config
+        fp8 = config.fp8_head or self.options.head == "fp8"
+        head = LinearHead(self.model.lm_head.weight, softcap=config.final_logit_softcapping, fp8=fp8)
         flat = targets.flatten()
         kept = flat != IGNORED  # edges of no weight stay, for a selection would wait for the GPU
         edges = LossEdges(
