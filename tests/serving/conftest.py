@@ -20,9 +20,12 @@ class LengthLabeller:
     asked: list[str] = field(default_factory=list)
     rows_a_part: ClassVar[int] = 1024
 
-    def answer(self, texts, *, task=None, threshold=None):
-        self.asked += texts
-        return [Prediction(text, *self.of(text)) for text in texts]
+    def read(self, texts, task=None):
+        return texts
+
+    def label_read(self, read, threshold=None):
+        self.asked += read
+        return [Prediction(text, *self.of(text)) for text in read]
 
     def of(self, text: str) -> tuple[str, dict[str, float]]:
         return ("x", {"x": 0.75, "y": 0.25}) if len(text) % 2 == 0 else ("y", {"x": 0.25, "y": 0.75})

@@ -115,16 +115,23 @@ class Scorer:
         self, examples: Sequence[Example], on_batch: OnBatch | None = None
     ) -> tuple[EncodedSet, list[FloatArray]]:
         """The encoded examples and, for each that fits the model, the log-likelihood of every choice."""
-        encoded = encode_all(self.chat, [with_shots(example, self.shots) for example in examples])
+        encoded = self.encoded(examples)
+        return encoded, self.scores(encoded, on_batch)
+
+    def encoded(self, examples: Sequence[Example]) -> EncodedSet:
+        """The examples behind their solved ones, as tokens; needs no device."""
+        return encode_all(self.chat, [with_shots(example, self.shots) for example in examples])
+
+    def scores(self, encoded: EncodedSet, on_batch: OnBatch | None = None) -> list[FloatArray]:
+        """The log-likelihood of every choice of each encoded example."""
         self.model.model.eval()
-        scores = choice_log_likelihoods(
+        return choice_log_likelihoods(
             self.model,
             encoded.encoded,
             tokens_per_batch=self.tokens_per_batch,
             packing=self.packing,
             on_batch=on_batch,
         )
-        return encoded, scores
 
     def probabilities(self, examples: Sequence[Example]) -> list[FloatArray | None]:
         """Probabilities of each example's choices; None where it does not fit the model."""

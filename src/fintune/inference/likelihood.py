@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from fintune.inference.forward import EdgeModel
 from fintune.schema.recipe import Packing
@@ -55,13 +56,23 @@ def sample_log_likelihoods(
     Arguments are those of ``choice_log_likelihoods``; ``on_batch`` gets the number of finished samples.
     """
     scores = np.zeros(len(samples))
-    for group in split_by_budget(samples, packing, tokens_per_batch):
-        members = [samples[i] for i in group]
-        batch, sample_edges = _batch_with_edges(members, packing, tokens_per_batch if model.backend == "flex" else None)
-        edge_scores = model.edge_log_probabilities(batch.to(model.device)).double().cpu().numpy()
+
+    def finish(group: Sequence[int], edge_log_probabilities: Tensor, sample_edges: list[IntArray]) -> None:
+        edge_scores = edge_log_probabilities.double().cpu().numpy()
         scores[group] = [edge_scores[edges].sum() for edges in sample_edges]
         if on_batch is not None:
             on_batch(len(group))
+
+    begun: tuple[Sequence[int], Tensor, list[IntArray]] | None = None  # a GPU computes it while the next one is made
+    for group in split_by_budget(samples, packing, tokens_per_batch):
+        members = [samples[i] for i in group]
+        batch, sample_edges = _batch_with_edges(members, packing, tokens_per_batch if model.backend == "flex" else None)
+        started = group, model.edge_log_probabilities(batch.to(model.device)), sample_edges
+        if begun is not None:
+            finish(*begun)
+        begun = started
+    if begun is not None:
+        finish(*begun)
     return scores
 
 

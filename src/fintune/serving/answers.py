@@ -43,12 +43,13 @@ class Prediction:
 
 
 class Labeller(Protocol):
-    """What labels texts; ``Predictor`` is one."""
+    """What labels texts, in two steps; ``Predictor`` is one."""
 
-    def answer(
-        self, texts: Sequence[str], *, task: str | None = None, threshold: float | None = None
-    ) -> list[Prediction | None]:
-        """Labels texts that are not empty; None for those that do not fit."""
+    def read(self, texts: Sequence[str], task: str | None = None) -> Any:
+        """Reads texts that are not empty; may run beside ``label_read``, in another thread."""
+
+    def label_read(self, read: Any, threshold: float | None = None) -> list[Prediction | None]:
+        """Labels what was read; None for texts that do not fit."""
 
     def choices(self, task: str | None = None) -> tuple[str, ...]:
         """The labels of a task."""
@@ -89,6 +90,21 @@ class AnswerColumns:
 
 
 @dataclass(frozen=True)
+class ReadTexts:
+    """Texts as a labeller has read them.
+
+    Attributes:
+        n_texts: blank ones included.
+        filled: positions of the others.
+        filled_texts: those, as ``Labeller.read`` gave them.
+    """
+
+    n_texts: int
+    filled: tuple[int, ...]
+    filled_texts: Any
+
+
+@dataclass(frozen=True)
 class Question:
     """What is asked about each text.
 
@@ -121,13 +137,16 @@ class Question:
                 break
         return found
 
-    def values(self, texts: Sequence[str | None]) -> Iterator[list[Any]]:
-        """The values of the added columns for each text, in order; a text that is None or blank gets only a note."""
+    def read(self, texts: Sequence[str | None]) -> ReadTexts:
+        """What ``values`` needs of the texts; may run beside it, in another thread."""
         filled = {i: text for i, text in enumerate(texts) if text is not None and text.strip()}
-        found = self.labeller.answer(list(filled.values()), task=self.task, threshold=self.threshold)
-        answers = dict(zip(filled, found, strict=True))
+        return ReadTexts(len(texts), tuple(filled), self.labeller.read(list(filled.values()), self.task))
+
+    def values(self, read: ReadTexts) -> Iterator[list[Any]]:
+        """The values of the added columns for each text, in order; a text that is None or blank gets only a note."""
+        answers = dict(zip(read.filled, self.labeller.label_read(read.filled_texts, self.threshold), strict=True))
         n_empty = 2 + len(self.labeller.choices(self.task)) + (self.threshold is not None)
-        for position in range(len(texts)):
+        for position in range(read.n_texts):
             answer = answers.get(position)
             if answer is None:
                 yield [None] * n_empty + [TOO_LONG if position in answers else NO_TEXT]

@@ -17,7 +17,7 @@ from fintune.inference.progress import tracking
 from fintune.schema.errors import DataError
 from fintune.serving.answers import Question, as_text
 from fintune.serving.formats import WRITERS, Row, make_layout
-from fintune.serving.groups import Engine, in_this_process, open_groups
+from fintune.serving.groups import Answers, Engine, in_this_process, open_groups
 from fintune.serving.parts import PartStore, check_output
 from fintune.sources import TableStream, missing_column, open_stream, table_from_frame
 
@@ -40,7 +40,7 @@ class Columns(Protocol):
         """The column that holds columns that only some rows have."""
 
 
-class Task(Protocol):
+class Task(Answers, Protocol):
     """What is asked of each row of a file."""
 
     @property
@@ -53,9 +53,6 @@ class Task(Protocol):
 
     def columns(self, taken: Collection[str]) -> Columns:
         """Columns for the answers, under names that are not taken."""
-
-    def values(self, texts: Sequence[str | None]) -> Iterator[list[Any]]:
-        """The values of the added columns for each text, in order."""
 
     def job(self) -> dict[str, str | float | None]:
         """What must be the same for unfinished work to be gone on with."""
@@ -137,7 +134,7 @@ def label_frame(question: Question, frame: pd.DataFrame, text: str) -> pd.DataFr
         raise missing_column("The frame", text, list(frame.columns))
     texts = [as_text(row[text]) for row in table_from_frame(frame[[text]]).rows]
     names = list(question.columns(frame.columns).types)
-    added = pd.DataFrame(list(question.values(texts)), frame.index, names)
+    added = pd.DataFrame(list(question.values(question.read(texts))), frame.index, names)
     return pd.concat([frame, added], axis=1)
 
 
@@ -219,7 +216,7 @@ def fill_file(
     with store.claimed() as done:
         n_done = sum(stop - start for start, stop in done.items())
         with tracking(f"{task.verb} {source.name}", stream.n_rows, shown=progress, done=n_done) as tracker:
-            for answered in (engine or in_this_process(task.values))(open_groups(stream, text, size, done)):
+            for answered in (engine or in_this_process(task))(open_groups(stream, text, size, done)):
                 store.write(answered.start, answered.values)
                 tracker.advance(len(answered.values))
         if _as_it_is(source) != as_it_was:

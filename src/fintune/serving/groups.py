@@ -9,9 +9,10 @@ Enters: a table and the groups that are done. Leaves: the texts of the others, i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from fintune.serving.answers import as_text
 from fintune.sources import TableStream
@@ -61,11 +62,28 @@ def open_groups(stream: TableStream, text: str, size: int, done: Mapping[int, in
         start += len(group)
 
 
-def in_this_process(values: Callable[[Sequence[str | None]], Iterator[list[Any]]]) -> Engine:
-    """The engine that asks ``values`` about one group after another."""
+class Answers(Protocol):
+    """What answers the texts of a group in two steps, the first of which needs no device."""
+
+    def read(self, texts: Sequence[str | None]) -> Any:
+        """The first step: may run in another thread beside ``values`` of an earlier group."""
+
+    def values(self, read: Any) -> Iterator[list[Any]]:
+        """The second step, from what ``read`` gave: the values of the added columns for each text, in order."""
+
+
+def in_this_process(task: Answers) -> Engine:
+    """The engine that answers one group after another, while a thread reads the next."""
 
     def engine(groups: Iterator[Group]) -> Iterator[Answered]:
-        for group in groups:
-            yield Answered(group.start, list(values(group.texts)))
+        def following() -> tuple[int, Any] | None:
+            group = next(groups, None)
+            return None if group is None else (group.start, task.read(group.texts))
+
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(following)
+            while (ready := coming.result()) is not None:
+                coming = ahead.submit(following)
+                yield Answered(ready[0], list(task.values(ready[1])))
 
     return engine

@@ -36,7 +36,7 @@ class GroupAnswerer:
         try:
             found = {
                 "start": group["start"],
-                "values": list(self._question.values(group["texts"])),
+                "values": list(self._question.values(self._question.read(group["texts"]))),
                 "fingerprint": self._fingerprint,
             }
         except FintuneError as error:

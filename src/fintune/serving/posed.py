@@ -71,10 +71,12 @@ class Elsewhere:
     hashes: Mapping[str, str]
     rows_a_part: int
 
-    def answer(
-        self, texts: Sequence[str], *, task: str | None = None, threshold: float | None = None
-    ) -> list[Prediction | None]:
+    def read(self, texts: Sequence[str], task: str | None = None) -> Any:
         """Raises an ``InternalError``: engines ask the other processes."""
+        raise InternalError("A labeller of other processes was asked in this one.")
+
+    def label_read(self, read: Any, threshold: float | None = None) -> list[Prediction | None]:
+        """Raises an ``InternalError``, as ``read`` does."""
         raise InternalError("A labeller of other processes was asked in this one.")
 
     def choices(self, task: str | None = None) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from fintune.serving.writing import WritingOptions, write_together
 from fintune.sources.text import without_lone_surrogates
 from fintune.tasks.classification import ClassificationTask
 from fintune.tasks.registry import get_task, task_of
-from fintune.trees.chat import ChatFormat
+from fintune.trees.chat import ChatFormat, EncodedSet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,10 +43,26 @@ __all__ = ["OnBatch", "Prediction", "Predictor", "load_predictor"]
 
 log = logging.getLogger(__name__)
 OnBatch = Callable[[int], None]
-# Weights times rows of a part, then its least and most rows: about 20 s on two cores, a few seconds on a GPU.
+# Weights times rows of a part, then its least and most rows: about 20 s on two cores, less on a GPU, so that the next
+# part is read meanwhile.
 _CPU_PART = (2 * 10**10, 16, 1024)
-_GPU_PART = (10**12, 1024, 8192)
+_GPU_PART = (10**12, 1024, 2048)
 DROPPED = "The prompt is too long: its oldest %d tokens were left out, and the newest are read, %d with the template."
+
+
+@dataclass(frozen=True)
+class ReadQuestions:
+    """Texts under a task's prompt, tokenised.
+
+    Attributes:
+        texts: as they came.
+        examples: with prompt and choices, one for each text.
+        encoded: as tokens, those that fit the model.
+    """
+
+    texts: Sequence[str]
+    examples: list[Example]
+    encoded: EncodedSet
 
 
 @dataclass(frozen=True)
@@ -215,20 +231,30 @@ class Predictor:
         on_batch: OnBatch | None = None,
     ) -> list[Prediction | None]:
         """Labels texts that are not empty; None for those that do not fit the model."""
+        return self.label_read(self.read(texts, task), threshold, on_batch)
+
+    def read(self, texts: Sequence[str], task: str | None = None) -> ReadQuestions:
+        """The first step of ``answer``, which needs no device: prompts and their tokens."""
         if self.template == "none":
             raise ModelError(
                 "This model's tokenizer has no chat template to ask for labels with.",
                 "Train it on the task with model.chat_template=plain, or let it write with `fintune generate`.",
             )
         examples = self.questions(texts, task)
+        return ReadQuestions(texts, examples, self.scorer.encoded(examples))
+
+    def label_read(
+        self, read: ReadQuestions, threshold: float | None = None, on_batch: OnBatch | None = None
+    ) -> list[Prediction | None]:
+        """The second step: labels, by likelihood."""
         with self.using():
-            encoded, scores = self.scorer.log_likelihoods(examples, on_batch)
-        found: list[Prediction | None] = [None] * len(texts)
-        for position, sample, score in zip(encoded.kept, encoded.encoded, scores, strict=True):
-            by_label = dict(zip(examples[position].choices, map(float, softmax(score)), strict=True))
+            scores = self.scorer.scores(read.encoded, on_batch)
+        found: list[Prediction | None] = [None] * len(read.texts)
+        for position, sample, score in zip(read.encoded.kept, read.encoded.encoded, scores, strict=True):
+            by_label = dict(zip(read.examples[position].choices, map(float, softmax(score)), strict=True))
             label = max(by_label, key=lambda name: by_label[name])
             abstained = threshold is not None and by_label[label] < threshold
-            found[position] = Prediction(texts[position], label, by_label, abstained, sample.truncated)
+            found[position] = Prediction(read.texts[position], label, by_label, abstained, sample.truncated)
         return found
 
     def questions(self, texts: Sequence[str], task: str | None = None) -> list[Example]:

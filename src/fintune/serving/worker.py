@@ -29,7 +29,7 @@ def main() -> None:
         _tell(told, posed.known(question))
         while True:
             group = json.loads(lines.get())
-            _tell(told, {"start": group["start"], "values": list(question.values(group["texts"]))})
+            _tell(told, {"start": group["start"], "values": list(question.values(question.read(group["texts"])))})
     except FintuneError as error:
         _tell(told, {"error": [type(error).__name__, error.message, error.remedy]})
         raise SystemExit(1) from None

@@ -99,9 +99,13 @@ class _Writing:
         found = (WrittenColumns(prefix) for prefix in prefixes)
         return next(columns for columns in found if not {*columns.types, columns.others} & set(taken))
 
-    def values(self, texts: Sequence[str | None]) -> Iterator[list[Any]]:
+    def read(self, texts: Sequence[str | None]) -> list[Asked | str]:
+        """The prompt of each text, or why there is none."""
+        return [self._asked(text) for text in texts]
+
+    def values(self, read: list[Asked | str]) -> Iterator[list[Any]]:
         """Answer, how it ended, tokens of answer and prompt, tokens left out, and a note where there is no answer."""
-        asked = [self._asked(text) for text in texts]
+        asked = read
         answers = iter(self._write([prompt for prompt in asked if isinstance(prompt, Asked)]))
         for prompt in asked:
             if isinstance(prompt, str):
