@@ -25,8 +25,8 @@ _LAYER_NAMES = {
 }
 
 
-def write_tiny_gguf(folder: Path, file: Path) -> Path:
-    """The tiny llama of ``write_tiny_model`` in ``folder`` as a GGUF file."""
+def write_tiny_gguf(folder: Path, file: Path, *, pre: str | None = "gpt-2") -> Path:
+    """The tiny llama of ``write_tiny_model`` in ``folder`` as a GGUF file that splits texts by the rule ``pre``."""
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name("tiny")
@@ -39,7 +39,7 @@ def write_tiny_gguf(folder: Path, file: Path) -> Path:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(10_000.0)
     writer.add_vocab_size(config["vocab_size"])
-    _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()), config["vocab_size"])
+    _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()), config["vocab_size"], pre)
     for name, weights in load_file(folder / "model.safetensors").items():
         writer.add_tensor(_gguf_name(name), weights)
     writer.write_header_to_file()
@@ -49,10 +49,11 @@ def write_tiny_gguf(folder: Path, file: Path) -> Path:
     return file
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict, size: int) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict, size: int, pre: str | None) -> None:
     vocabulary = {number: token for token, number in tokenizer["model"]["vocab"].items()}
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list([vocabulary.get(number, f"<unused{number}>") for number in range(size)])
     writer.add_token_types([3 if number < 3 else 1 for number in range(size)])
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])

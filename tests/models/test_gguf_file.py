@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fintune.models.export.gguf_file import write_gguf
 from fintune.models.export.gguf_layout import layout_of
-from fintune.models.export.gguf_vocabulary import _LLAMA3, _QWEN2, gguf_vocabulary
+from fintune.models.export.gguf_vocabulary import gguf_vocabulary
 from fintune.models.export.kept import kept_share
 from fintune.models.export.llama_cpp import LlamaCpp, has_llama_cpp, quantize, tokens_of
+from fintune.models.gguf_splits import LLAMA3, QWEN2
 from fintune.models.tiny import tiny_config, tiny_tokenizer
 from fintune.schema.errors import ModelError
 
@@ -118,9 +119,9 @@ def words(regex: str):
 TOKENIZERS = {
     "gpt-2": (None, False, None),
     "smollm": (digits, False, None),
-    "llama-bpe": (lambda: words(_LLAMA3), True, None),
-    "dbrx": (lambda: words(_LLAMA3), False, None),
-    "qwen2": (lambda: words(_QWEN2), False, normalizers.NFC()),
+    "llama-bpe": (lambda: words(LLAMA3), True, None),
+    "dbrx": (lambda: words(LLAMA3), False, None),
+    "qwen2": (lambda: words(QWEN2), False, normalizers.NFC()),
 }
 
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from fintune.models.files import cache_dir, content_hash, read_json, sha256_of, written_aside
 from fintune.models.foreign import first_line, speaks_of_the_file
 from fintune.models.gguf_header import check_gguf, require_magic
+from fintune.models.gguf_splits import split_as_stated
 from fintune.models.quiet import forbid_fetched_kernels, no_gguf_progress_bar, no_progress_bars
 from fintune.schema.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 MANIFEST = "fintune_conversion.json"
 
 
@@ -96,12 +97,13 @@ def _read(file: Path) -> tuple[PreTrainedModel, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    check_gguf(file)
+    metadata = check_gguf(file)
     try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        split_as_stated(tokenizer, metadata, file)
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
         )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         return _plain_copy(model), tokenizer
     except BaseException as exc:  # the reader raises whatever the damaged bytes lead it to
         if isinstance(exc, MemoryError) or not speaks_of_the_file(exc):

@@ -1,7 +1,7 @@
 """Reads a GGUF header strictly before any library does: every count and length must fit into the file.
 
-Enters: a ``.gguf`` file. Leaves: nothing, or a ``ModelError`` that says which byte range is wrong. A reader that trusts
-the counts would loop or allocate for as long as a damaged or hostile file tells it to.
+Enters: a ``.gguf`` file. Leaves: its numbers and names, or a ``ModelError`` that says which byte range is wrong. A
+reader that trusts the counts would loop or allocate for as long as a damaged or hostile file tells it to.
 """
 
 from __future__ import annotations
@@ -81,8 +81,11 @@ def require_magic(file: Path) -> None:
         raise ModelError(f"{file} is not a GGUF file.", "Download it again, or point model.base elsewhere.")
 
 
-def check_gguf(file: Path) -> None:
+def check_gguf(file: Path) -> dict[str, Any]:
     """Refuses a file whose header is damaged or promises more than the file holds.
+
+    Returns:
+        Its metadata by key: numbers and short strings; None for long strings and arrays, which are passed over.
 
     Raises:
         ModelError: naming the file and what is wrong in it.
@@ -90,10 +93,10 @@ def check_gguf(file: Path) -> None:
     require_magic(file)
     with file.open("rb") as stream:
         stream.seek(len(MAGIC))
-        _check(_Cursor(stream, file, file.stat().st_size, len(MAGIC)))
+        return _check(_Cursor(stream, file, file.stat().st_size, len(MAGIC)))
 
 
-def _check(cursor: _Cursor) -> None:
+def _check(cursor: _Cursor) -> dict[str, Any]:
     version = cursor.number("I", "its version")
     if version not in _VERSIONS:
         raise cursor.broken(f"its version is {version}, and versions 2 and 3 in little-endian order are read")
@@ -109,14 +112,18 @@ def _check(cursor: _Cursor) -> None:
         values[key] = _value(cursor, cursor.number("I", key), key)
     _require_layers(cursor, values, tensors)
     _check_tensors(cursor, tensors, values.get("general.alignment", 32))
+    return values
 
 
 def _value(cursor: _Cursor, kind: int, key: str) -> Any:
-    """A scalar as it is; strings and arrays are passed over."""
+    """A number or a short string; long strings and arrays are passed over."""
     if kind in _SCALARS:
         return cursor.number(_SCALARS[kind], key)
     if kind == _STRING:
-        cursor.skip(cursor.number("Q", key), key)
+        length = cursor.number("Q", key)
+        if length <= _LONGEST_NAME:
+            return cursor.take(length, key).decode("utf-8", "replace")
+        cursor.skip(length, key)
         return None
     if kind != _ARRAY:
         raise cursor.broken(f"{key!r} has the unknown type {kind}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fintune.models.foreign import first_line, speaks_of_the_file
 from fintune.models.gguf import converted_folder
 from fintune.models.gguf_header import check_gguf
+from fintune.models.gguf_splits import split_as_stated
 from fintune.models.locate import ALIASES, wheel_file
 from fintune.models.own import know_own_models
 from fintune.models.quiet import no_gguf_progress_bar, no_progress_bars
@@ -96,21 +97,24 @@ def read_shape(section: ModelSection) -> tuple[ModelShape, PreTrainedConfig]:
     Raises:
         ModelError: there is no configuration to be had, or it describes no causal language model.
     """
-    config = _read(section, "configuration", "AutoConfig")
+    config = _read(section, *_place(section), "configuration", "AutoConfig")
     return shape_of(config, trust_remote_code=section.trust_remote_code), config
 
 
 def read_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """The tokenizer of a base model; its weights are neither fetched nor converted."""
-    tokenizer: PreTrainedTokenizerBase = _read(section, "tokenizer", "AutoTokenizer")
+    place, options = _place(section)
+    tokenizer: PreTrainedTokenizerBase = _read(section, place, options, "tokenizer", "AutoTokenizer")
+    if "gguf_file" in options:
+        file = Path(place) / options["gguf_file"]
+        split_as_stated(tokenizer, check_gguf(file), file)
     return tokenizer
 
 
-def _read(section: ModelSection, what: str, loader: str) -> Any:
+def _read(section: ModelSection, place: str | Path, options: Mapping[str, Any], what: str, loader: str) -> Any:
     import transformers
 
     know_own_models()
-    place, options = _place(section)
     try:
         with no_progress_bars(), no_gguf_progress_bar():
             return getattr(transformers, loader).from_pretrained(

@@ -2,7 +2,7 @@
 
 Enters: a fast tokenizer of transformers. Leaves: ``GgufVocabulary``, or a ``ModelError`` where llama.cpp has no such
 tokenizer. What decides is the definition in the tokenizer itself, not the model's name: the same vocabulary with
-another rule for digits is another tokenizer. The rules are those of llama.cpp's ``src/llama-vocab.cpp``.
+another rule for digits is another tokenizer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fintune.models.gguf_splits import DIGIT, GPT2, NAMES, Split
 from fintune.schema.errors import ModelError
 
 if TYPE_CHECKING:
@@ -20,26 +21,6 @@ if TYPE_CHECKING:
 # Numbers of llama.cpp's enum llama_token_type.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_DIGIT = r"\p{N}"
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBERS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3, _QWEN2 = _WORDS.replace("NUMBERS", r"\p{N}{1,3}"), _WORDS.replace("NUMBERS", _DIGIT)
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# By the patterns a text is split by, and whether a word in the vocabulary is taken whole before any merge.
-_PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
-    ((_GPT2,), False): "gpt-2",
-    ((_DIGIT, _GPT2), False): "smollm",
-    ((_LLAMA3,), True): "llama-bpe",
-    ((_LLAMA3,), False): "dbrx",
-    ((_QWEN2,), False): "qwen2",
-    ((_TEKKEN,), True): "tekken",
-}
 _SPACE = "\u2581"
 _LEADING_SPACE = (
     "llama.cpp puts one space more before a text, or a part after a control token, that begins with one.",
@@ -137,7 +118,7 @@ def pre_tokenizer_name(stated: Mapping[str, Any]) -> str:
     """
     patterns = tuple(_patterns(stated.get("pre_tokenizer") or {"type": "None"}))
     whole = bool(stated["model"].get("ignore_merges"))
-    name = _PRE_TOKENIZERS.get((patterns, whole))
+    name = NAMES.get(Split(patterns, whole))
     if name is None:
         raise ModelError(
             f"llama.cpp has no tokenizer that splits text by {' then '.join(patterns) or 'nothing'}"
@@ -156,9 +137,9 @@ def _patterns(part: Mapping[str, Any]) -> list[str]:
         case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Removed", "invert": True}:
             return [regex]  # what lies between matches is dropped, but these patterns match every text in full
         case {"type": "Digits", "individual_digits": True}:
-            return [_DIGIT]
+            return [DIGIT]
         case {"type": "ByteLevel", "add_prefix_space": False}:
-            return [_GPT2] if part.get("use_regex", True) else []
+            return [GPT2] if part.get("use_regex", True) else []
     raise ModelError(f"llama.cpp has no pre-tokenizer like {json.dumps(part)[:120]}.", _REMEDY)
 
 
