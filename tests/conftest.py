@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -110,3 +111,16 @@ def base(tmp_path_factory):
     from fintune.models.tiny import write_tiny_model
 
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="module")  # no longer than a file: while it is open, no other event loop can run
+def browser():
+    """A real Chromium; the tests are skipped where there is none, or nothing to drive it."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("there is no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -53,7 +53,7 @@ def test_a_dry_run_shows_what_would_be_sent(adapter, tmp_path, capsys):
     ("text", "clean"),
     [
         ("see /mnt/disk/a b", "see a b"),
-        ("'/work/x/runs/one/'", "'one'"),
+        ("'/home/user/x/runs/one/'", "'one'"),
         (r"from C:\\Users\\jane\\rows.csv,", "from rows.csv,"),
         ("~/models/llama.", "llama."),
         ("file:///srv/x/y.json", "y.json"),

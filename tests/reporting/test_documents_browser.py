@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
 
 import pytest
@@ -14,8 +13,6 @@ from fintune.reporting.html import Section, render_html
 from fintune.schema.results import DocumentRecord
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 LABELS = ("negative", "neutral", "positive")
 N = 20_000
 HOSTILE = "<script>window.broken = 1</script></script><!-- <img src=x onerror='window.broken=2'> & \u2028 é 中"
@@ -74,14 +71,6 @@ def written(records, tmp_path_factory):
     place = tmp_path_factory.mktemp("page") / "report.html"
     place.write_text(render_html(title="T", subtitle="", verdict=[], sections=[section], footer="F"), encoding="utf-8")
     return place
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
