@@ -4,16 +4,19 @@ import importlib.util
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from datasketch import MinHash, MinHashLSH
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.public_data import public_data
 
 from fintune.schema.errors import RecipeError
 from fintune.sources import normalise_text, read_sample
-from fintune.sources.near import MIN_THRESHOLD, SHINGLE, bands_and_rows, jaccard, near_duplicates, shingles
+from fintune.sources.near import MIN_THRESHOLD, SHINGLE, bands_and_rows, jaccard, near_duplicates, shingles, signature
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "near_duplicates.py"
 THRESHOLD = 0.6
@@ -81,6 +84,50 @@ def test_it_is_symmetric(left, right):
     forward = {(i, j) for i, twins in enumerate(near_duplicates(left, right, threshold=THRESHOLD)) for j in twins}
     backward = {(i, j) for j, twins in enumerate(near_duplicates(right, left, threshold=THRESHOLD)) for i in twins}
     assert forward == backward
+
+
+def checksum(shingle):
+    return zlib.crc32(shingle.encode("utf-8", "surrogatepass"))
+
+
+def datasketch_signature(key, count):
+    """The MinHash of the library's own code."""
+    made = MinHash(num_perm=count, seed=17, hashfunc=checksum)
+    made.update_batch(shingles(key))
+    return made
+
+
+def through_datasketch(texts, corpus, threshold):
+    """Near-duplicates by the library's own index: proposed by it, and checked exactly."""
+    keys, others = [normalise_text(text) for text in texts], [normalise_text(text) for text in corpus]
+    bands, rows = bands_and_rows(threshold)
+    index = MinHashLSH(num_perm=bands * rows, params=(bands, rows))
+    for place, other in enumerate(others):
+        if shingles(other):
+            index.insert(place, datasketch_signature(other, bands * rows))
+
+    def twins(key):
+        same = {place for place, other in enumerate(others) if key and other == key}
+        near = index.query(datasketch_signature(key, bands * rows)) if shingles(key) else ()
+        return same | {place for place in near if jaccard(shingles(key), shingles(others[place])) >= threshold}
+
+    return [tuple(sorted(twins(key))) for key in keys]
+
+
+@given(st.text(min_size=SHINGLE), st.integers(2, 256))
+def test_hashes_are_those_of_datasketch_bit_for_bit(key, count):
+    for text in (key, key + "".join(map(str, range(2000)))):  # the second is hashed in several parts
+        assert np.array_equal(signature(text, count), datasketch_signature(text, count).hashvalues)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.9])
+def test_the_sample_is_searched_as_datasketch_does(threshold):
+    sample = {split: [row["text"] for row in table.rows] for split, table in read_sample("tfns").items()}
+    # Ends cut off, so that many pairs are about as alike as the threshold, where hashes decide what is proposed.
+    copies = [text[: len(text) * (10 + number % 10) // 20] for number, text in enumerate(sample["test"])]
+    texts, corpus = sample["validation"] + copies, sample["test"]
+    found = near_duplicates(texts, corpus, threshold=threshold)
+    assert found == through_datasketch(texts, corpus, threshold) and sum(map(len, found)) > 50
 
 
 def test_another_process_finds_the_same():

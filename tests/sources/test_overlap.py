@@ -193,8 +193,8 @@ def test_an_index_that_lacks_a_row_is_our_own_mistake():
 def test_a_text_is_looked_up_once_and_held_out_texts_are_hashed_once(monkeypatch):
     """What keeps many pairs of tasks as quick as one pair of all their rows."""
     hashed = []
-    signatures = near._Index._signatures
-    monkeypatch.setattr(near._Index, "_signatures", lambda self, keys: hashed.extend(keys) or signatures(self, keys))
+    signature = near.signature
+    monkeypatch.setattr(near, "signature", lambda key, count: hashed.append(key) or signature(key, count))
     rows = [row(f"share {number} of {chr(97 + number)} rose") for number in range(9)]
     train, tests = {"a": rows[:3], "b": rows[2:5]}, {"c": rows[4:7], "d": rows[6:]}
     heldout = HeldOut([*rows[4:], rows[8]], threshold=0.6)
