@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from fintune.schema.errors import DataError, RunError
 from fintune.serving import parts
+from fintune.serving.answers import Question
+from fintune.serving.files import label_file
 
 TEXTS = [f"text {'x' * (number % 4)}" for number in range(20)]
 
@@ -140,3 +143,50 @@ def test_a_folder_among_the_parts_is_named(labeller, source, output, monkeypatch
         labeller.label(source, output)
     (folder / name).rmdir()
     assert labeller.label(source, output).resumed_from == 6
+
+
+def sheets(path):
+    book = openpyxl.Workbook()
+    for title in ("A", "B"):
+        sheet = book.create_sheet(title)
+        for row in (["text"], *([f"{title} {text}"] for text in TEXTS)):
+            sheet.append(row)
+    book.remove(book["Sheet"])
+    book.save(path)
+
+
+def two_tables(path):
+    """With a comma the texts are in front of it, with a semicolon behind."""
+    lines = ["text,a;text", *(f"{text},a;{text}" for text in TEXTS)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def umlauts(path):
+    path.write_bytes("\n".join(["text", *(f"Erl\u00f6s {text}" for text in TEXTS)]).encode() + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "first", "second", "same"),
+    [
+        (sheets, "in.xlsx", {"sheet": None}, {"sheet": "B"}, {"sheet": "A"}),
+        (two_tables, "in.csv", {"delimiter": ","}, {"delimiter": ";"}, {"delimiter": ","}),
+        (umlauts, "in.csv", {"encoding": None}, {"encoding": "latin-1"}, {"encoding": "UTF8"}),
+    ],
+)
+def test_the_same_file_read_otherwise_is_another_job(
+    labeller, tmp_path, output, monkeypatch, small_parts, write, name, first, second, same
+):
+    write(tmp_path / name)
+
+    def label(reading):
+        question = Question(labeller, None, None)
+        return label_file(question, tmp_path / name, "text", output, progress=False, reading=reading)
+
+    with monkeypatch.context() as patched:
+        dies_at(patched, parts, "write_part", 2)
+        with pytest.raises(Killed):
+            label(first)
+    (what,) = second
+    with pytest.raises(DataError, match=rf"unfinished work with another {what}\. Choose another --output, or remove"):
+        label(second)
+    assert label(same).resumed_from == 12

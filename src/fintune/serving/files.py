@@ -210,7 +210,7 @@ def fill_file(
     as_it_was = _as_it_is(source)
     size = PartStore(output, {}).noted(_SIZE)  # of work begun elsewhere, where a group may have another size
     size = size if isinstance(size, int) and size > 0 else task.rows_a_part
-    store = PartStore(output, {**_job(task, source, text), _SIZE: size})
+    store = PartStore(output, {**_job(task, source, stream, text), _SIZE: size})
     if counts := store.finished():
         return Filled(output, counts, counts["rows"], time.perf_counter() - started)
     with store.claimed() as done:
@@ -238,8 +238,8 @@ def _format_of(source: Path) -> str:
     return next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
 
 
-def _job(task: Task, source: Path, text: str) -> dict[str, str | float | None]:
-    """What must be the same for unfinished work to be gone on with."""
-    with source.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"input": digest, "text column": text, **task.job()}
+def _job(task: Task, source: Path, stream: TableStream, text: str) -> dict[str, str | float | None]:
+    """What must be the same for unfinished work to be gone on with; the same bytes read otherwise are other rows."""
+    with source.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return {"input": digest, **stream.reading, "text column": text, **task.job()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -67,18 +68,20 @@ def open_excel(file: Path, sheet: str | None) -> TableStream:
                 f"Data file {file} is a workbook in the old .xls format, or protected by a password.",
                 "Save it as .xlsx without a password.",
             )
-    notes: list[str] = []
+    titles: list[str] = []  # of its sheets: known once rows are read, so that the workbook is not opened for them alone
 
     def rows_from(start_row: int) -> Iterator[Row]:
-        return islice(_excel_rows(file, sheet, notes), start_row, None)
+        return islice(_excel_rows(file, sheet, titles), start_row, None)
 
     stream = make_stream(file, rows_from)
-    return TableStream(stream.columns, stream.rows_from, stream.source, notes=tuple(dict.fromkeys(notes)))
+    is_guess = sheet is None and len(titles) > 1
+    notes = (f"sheet {titles[0]!r}, the first of {len(titles)}",) if is_guess else ()
+    return replace(stream, notes=notes, reading={"sheet": titles[0] if sheet is None else sheet})
 
 
-def _excel_rows(file: Path, sheet: str | None, notes: list[str]) -> Iterator[Row]:
+def _excel_rows(file: Path, sheet: str | None, titles: list[str]) -> Iterator[Row]:
     columns: tuple[str, ...] = ()
-    for number, cells in enumerate(_excel_cells(file, sheet, notes), start=1):
+    for number, cells in enumerate(_excel_cells(file, sheet, titles), start=1):
         if number > _EXCEL_MAX_ROWS:
             raise DataError(f"Data file {file} has more than {_EXCEL_MAX_ROWS:,} rows in a sheet.", _EXCEL_REMEDY)
         values = _without_trailing_blanks(cells)
@@ -102,7 +105,7 @@ def _without_trailing_blanks(cells: Sequence[Any]) -> Sequence[Any]:
     return cells[:width]
 
 
-def _excel_cells(file: Path, sheet: str | None, notes: list[str]) -> Iterator[Sequence[Any]]:
+def _excel_cells(file: Path, sheet: str | None, titles: list[str]) -> Iterator[Sequence[Any]]:
     from openpyxl import load_workbook
 
     with foreign_errors(file, "Excel", _EXCEL_REMEDY), file.open("rb") as handle:
@@ -111,7 +114,8 @@ def _excel_cells(file: Path, sheet: str | None, notes: list[str]) -> Iterator[Se
             # Styles, printing and validation that the library does not know do not touch the values.
             warnings.simplefilter("ignore")
             workbook = load_workbook(handle, read_only=True, data_only=True, keep_links=False)
-        worksheet = _choose_sheet(file, workbook, sheet, notes)
+        titles[:] = [found.title for found in workbook.worksheets]
+        worksheet = _choose_sheet(file, workbook, sheet)
         # What the file says about its size is often wrong; the rows tell.
         worksheet.reset_dimensions()
         rows = worksheet.iter_rows(values_only=True)
@@ -131,16 +135,13 @@ def _check_unpacked_size(file: Path, handle: Any) -> None:
             raise too_large(file)
 
 
-def _choose_sheet(file: Path, workbook: Any, sheet: str | None, notes: list[str]) -> Any:
+def _choose_sheet(file: Path, workbook: Any, sheet: str | None) -> Any:
     """The named sheet, or the first; charts are not sheets here."""
     sheets = {worksheet.title: worksheet for worksheet in workbook.worksheets}
     if not sheets:
         raise DataError(f"Data file {file} has no sheet with cells.", _EXCEL_REMEDY)
     if sheet is None:
-        name = next(iter(sheets))
-        if len(sheets) > 1:
-            notes.append(f"sheet {name!r}, the first of {len(sheets)}")
-        return sheets[name]
+        return next(iter(sheets.values()))
     if sheet not in sheets:
         names = ", ".join(repr(name) for name in sheets)
         raise DataError(f"Data file {file} has no sheet {sheet!r}.", f"It has {names}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import re
@@ -45,7 +46,7 @@ def open_csv(file: Path, delimiter: str | None, encoding: str | None) -> TableSt
     def rows_from(start_row: int) -> Iterator[Row]:
         return islice(_csv_rows(file, separator, codec, skipped), start_row, None)
 
-    return make_stream(file, rows_from, notes=notes)
+    return make_stream(file, rows_from, notes=notes, reading={"delimiter": separator, **_codec(codec)})
 
 
 def open_tsv(file: Path, delimiter: str | None, encoding: str | None) -> TableStream:
@@ -66,6 +67,11 @@ def _first_lines(file: Path, encoding: str) -> list[str]:
 
 def _encoding_note(asked: str | None, found: str) -> tuple[str, ...]:
     return () if asked else (f"encoding {found.removesuffix('-sig')}",)
+
+
+def _codec(found: str) -> dict[str, str]:
+    """The encoding under one name, whether it was given or detected."""
+    return {"encoding": codecs.lookup(found).name}
 
 
 def _csv_rows(file: Path, delimiter: str, encoding: str, skipped: int) -> Iterator[Row]:
@@ -103,7 +109,7 @@ def open_jsonl(file: Path, delimiter: str | None, encoding: str | None) -> Table
     def rows_from(start_row: int) -> Iterator[Row]:
         return islice(_jsonl_rows(file, codec), start_row, None)
 
-    return make_stream(file, rows_from, notes=_encoding_note(encoding, codec))
+    return make_stream(file, rows_from, notes=_encoding_note(encoding, codec), reading=_codec(codec))
 
 
 def _jsonl_rows(file: Path, encoding: str) -> Iterator[Row]:
@@ -137,7 +143,8 @@ def open_json(file: Path, delimiter: str | None, encoding: str | None) -> TableS
     rows = content if isinstance(content, list) else [content]
     if not all(isinstance(row, dict) for row in rows):
         raise DataError(f"Data file {file} is not a list of JSON objects.", "Write [{...}, {...}], or JSON lines.")
-    return make_stream(file, lambda start: islice(rows, start, None), notes=_encoding_note(encoding, codec))
+    notes = _encoding_note(encoding, codec)
+    return make_stream(file, lambda start: islice(rows, start, None), notes=notes, reading=_codec(codec))
 
 
 def _fiqa_rows(file: Path, content: Mapping[str, Any]) -> Iterator[Row]:
@@ -164,7 +171,7 @@ def open_phrasebank(file: Path, delimiter: str | None, encoding: str | None) -> 
     def rows_from(start_row: int) -> Iterator[Row]:
         return islice(_phrasebank_rows(file, codec), start_row, None)
 
-    return make_stream(file, rows_from)
+    return make_stream(file, rows_from, reading=_codec(codec))
 
 
 def _phrasebank_rows(file: Path, encoding: str) -> Iterator[Row]:

@@ -5,8 +5,8 @@ Every reader of this room makes a ``TableStream``; reading a whole file is colle
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class TableStream:
         schema: the ``pyarrow.Schema`` of a Parquet file, else None.
         n_rows: number of rows where the file says it (Parquet), else None.
         notes: what was detected about the file, for people.
+        reading: how its bytes become these rows, given or detected: delimiter, encoding, sheet, where it has one.
     """
 
     columns: tuple[str, ...]
@@ -37,6 +38,7 @@ class TableStream:
     schema: Any | None = None
     n_rows: int | None = None
     notes: tuple[str, ...] = ()
+    reading: Mapping[str, str] = field(default_factory=dict)
 
     def batches(self, start_row: int, size: int) -> Iterator[list[Row]]:
         """Lists of ``size`` rows from row ``start_row`` (0 is the first) to the end; the last may be shorter."""
@@ -57,6 +59,7 @@ def make_stream(
     schema: Any | None = None,
     n_rows: int | None = None,
     notes: tuple[str, ...] = (),
+    reading: Mapping[str, str] | None = None,
 ) -> TableStream:
     """Looks at the first row, which names the columns; a file without rows is an error."""
 
@@ -66,7 +69,7 @@ def make_stream(
     first = next(clean_rows_from(0), None)
     if first is None:
         raise no_rows(file)
-    return TableStream(tuple(first), clean_rows_from, str(file), schema, n_rows, notes)
+    return TableStream(tuple(first), clean_rows_from, str(file), schema, n_rows, notes, reading or {})
 
 
 def no_rows(file: Path) -> DataError:
