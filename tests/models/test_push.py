@@ -74,6 +74,37 @@ def test_secrets_are_refused_without_being_said(adapter, monkeypatch):
     require_no_secret("README.md", CARD)
 
 
+SECRET = b"hf_" + b"a" * 34
+
+
+def test_a_byte_that_is_no_text_hides_nothing(adapter, monkeypatch, tmp_path):
+    (adapter / "config.json").write_bytes(b'{"a":"\xff /home/bob/x ' + SECRET + b'"}')
+    with pytest.raises(ModelError, match=r"config\.json is no text in UTF-8 \(byte 6\).*Write it again as UTF-8"):
+        push(adapter, "jane/tone", dry_run=True)
+    (adapter / "config.json").unlink()
+    home = tmp_path / "j\u00fcrgen"
+    monkeypatch.setenv("FINTUNE_HOME", str(home))
+    for inside, reason in ((SECRET, "holds a Hugging Face token"), (f"{home}/corpus".encode(), "names the local path")):
+        (adapter / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\xff\x00 " + inside + b"\x15\x00")
+        with pytest.raises(ModelError, match=rf"tokenizer\.model {reason}"):
+            push(adapter, "jane/tone", dry_run=True)
+
+
+def test_a_vocabulary_is_sent_as_it_is_or_not_at_all(adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/tmp")
+    sentencepiece = b"\n\x0e\n\x05<unk>\x15\xff\x00 \n\x08\n\x04/tmp\x15\xff/usr/bin/x"
+    (adapter / "tokenizer.model").write_bytes(sentencepiece)
+    (adapter / "vocab.json").write_text('{"/tmp": 1, "tmp": 2, "/tmp/": 3, "/home": 4}')
+    files = {file.name: file for file in push(adapter, "jane/tone", dry_run=True).files}
+    assert all(files[name].content is None for name in ("tokenizer.model", "vocab.json", "tokenizer.json"))
+    for name in ("vocab.json", "tokenizer.model"):
+        kept = (adapter / name).read_bytes()
+        (adapter / name).write_text(f'{{"{tmp_path}/rows": 1}}')
+        with pytest.raises(ModelError, match=rf"{name} names the local path {tmp_path}"):
+            push(adapter, "jane/tone", dry_run=True)
+        (adapter / name).write_bytes(kept)
+
+
 def test_what_cannot_be_pushed_is_said(adapter, tmp_path):
     with pytest.raises(ModelError, match="OWNER/tone"):
         push(adapter, "tone", dry_run=True)

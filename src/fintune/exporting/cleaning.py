@@ -38,16 +38,16 @@ _PATHS = re.compile(
 _SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
 _SHORTEST_SECRET = 8
 # Vocabularies hold fragments of addresses and paths that anyone wrote; only this machine's own places count there.
-VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model")
+BINARY_VOCABULARY = "tokenizer.model"
+VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", BINARY_VOCABULARY)
 
 
-def without_paths(text: str, places: Iterable[Path] = (), *, vocabulary: bool = False) -> tuple[str, list[str]]:
+def without_paths(text: str, places: Iterable[Path] = ()) -> tuple[str, list[str]]:
     """The text with local paths shortened to their last part, and what was shortened.
 
     Args:
         text: contents of a file.
         places: folders of this machine to look for beside its usual ones.
-        vocabulary: look for these folders alone, not for what has the form of a path.
     """
     found: list[str] = []
 
@@ -56,12 +56,29 @@ def without_paths(text: str, places: Iterable[Path] = (), *, vocabulary: bool = 
         found.append(path)
         return re.split(r"[/\\]", path)[-1] + match[0][len(path) :].strip("/\\")
 
-    known = sorted({str(place) for place in (*_own_places(), *places)}, key=len, reverse=True)
-    for place in known:
-        text = re.sub(rf"{re.escape(place)}(?:/{_PART})*/?(?![\w-])", shortened, text)
-    if not vocabulary:
-        text = _PATHS.sub(shortened, text)
+    for place in _known(places):
+        text = re.sub(rf"{re.escape(str(place))}(?:/{_PART})*/?(?![\w-])", shortened, text)
+    text = _PATHS.sub(shortened, text)
     return text, list(dict.fromkeys(found))
+
+
+def own_places_in(text: str, places: Iterable[Path] = ()) -> list[str]:
+    """Paths of this machine in a vocabulary, by the folders of ``without_paths`` and not by their form.
+
+    ``/tmp`` alone is a token of many vocabularies: a folder below the root counts with what is in it. In a text that
+    was read as Latin-1, folders are found by their bytes.
+    """
+    found: list[str] = []
+    for place in _known(places):
+        inside = "+" if len(place.parts) == 2 else "*"
+        for name in {str(place), str(place).encode("utf-8", "surrogateescape").decode("latin-1")}:
+            found += re.findall(rf"{re.escape(name)}(?:/[\w.-]{{2,}}){inside}(?![\w-])", text)
+    return found
+
+
+def _known(places: Iterable[Path]) -> list[Path]:
+    """Folders of this machine, the longest first."""
+    return sorted({*_own_places(), *places}, key=lambda place: len(str(place)), reverse=True)
 
 
 def require_no_secret(name: str, text: str) -> None:

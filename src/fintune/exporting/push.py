@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fintune.exporting.cleaning import VOCABULARIES, metadata_text, require_no_secret, without_paths
+from fintune.exporting.cleaning import (
+    BINARY_VOCABULARY,
+    VOCABULARIES,
+    metadata_text,
+    own_places_in,
+    require_no_secret,
+    without_paths,
+)
 from fintune.models.files import stated_licence
 from fintune.schema.adapter_records import adapter_place
 from fintune.schema.errors import ModelError, ProviderError
@@ -39,7 +46,6 @@ _TEXTS = (
     "recipe.yaml",
     "special_tokens_map.json",
     "tokenizer_config.json",
-    *VOCABULARIES,
 )
 
 
@@ -153,6 +159,8 @@ def _files(folder: Path) -> tuple[tuple[PushedFile, ...], tuple[str, ...]]:
             sent.append(_weights(file))
         elif file.is_file() and file.name in _TEXTS:
             sent.append(_text(file, folder))
+        elif file.is_file() and file.name in VOCABULARIES:
+            sent.append(_vocabulary(file, folder))
         else:
             left_out.append(file.name)
     return tuple(sent), tuple(left_out)
@@ -170,17 +178,34 @@ def _weights(file: Path) -> PushedFile:
 
 def _text(file: Path, folder: Path) -> PushedFile:
     raw = file.read_bytes()
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:  # SentencePiece's own format, which holds a vocabulary and nothing else
-        return PushedFile(file.name, len(raw), file, None, ())
+    text = _decoded(file, raw)
     require_no_secret(file.name, text)
-    places = [folder.resolve(), folder.resolve().parent]
-    clean, shortened = without_paths(text, places, vocabulary=file.name in VOCABULARIES)
+    clean, shortened = without_paths(text, [folder.resolve(), folder.resolve().parent])
     if not shortened:
         return PushedFile(file.name, len(raw), file, None, ())
     content = clean.encode("utf-8")
     return PushedFile(file.name, len(content), file, content, tuple(shortened))
+
+
+def _vocabulary(file: Path, folder: Path) -> PushedFile:
+    """A vocabulary as it is: a token that is shortened would be another one."""
+    raw = file.read_bytes()
+    # SentencePiece's own format holds texts between numbers; as Latin-1 every byte is a character.
+    text = raw.decode("latin-1") if file.name == BINARY_VOCABULARY else _decoded(file, raw)
+    require_no_secret(file.name, text)
+    if found := own_places_in(text, [folder.resolve(), folder.resolve().parent]):
+        raise ModelError(f"{file} names the local path {found[0]}.", "Make the tokenizer without it.")
+    return PushedFile(file.name, len(raw), file, None, ())
+
+
+def _decoded(file: Path, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"{file} is no text in UTF-8 (byte {error.start}), so it cannot be searched for secrets and local paths.",
+            "Write it again as UTF-8, or take it out of the folder.",
+        ) from error
 
 
 def _send(files: tuple[PushedFile, ...], repository: str, private: bool, revision: str | None, message: str) -> str:
