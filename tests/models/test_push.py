@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from tests.models.stored_adapters import write_adapter
+from transformers import AutoModelForCausalLM
 
 from fintune.cli import main
 from fintune.exporting.cleaning import require_no_secret, without_paths
 from fintune.exporting.push import push
+from fintune.models.export.gguf_file import write_gguf
 from fintune.schema.errors import ModelError, ProviderError
 
 CARD = "---\nlicense: mit\n---\n# Mine\n\nRows from /home/jane/data/fpb/rows.csv, see https://example.org/home/x/y.\n"
@@ -103,6 +106,49 @@ def test_a_vocabulary_is_sent_as_it_is_or_not_at_all(adapter, tmp_path, monkeypa
         with pytest.raises(ModelError, match=rf"{name} names the local path {tmp_path}"):
             push(adapter, "jane/tone", dry_run=True)
         (adapter / name).write_bytes(kept)
+
+
+def sharded(folder, tiny_folder):
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    model.save_pretrained(folder, max_shard_size="100KB")
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ("model-00002-of-*.safetensors", r"lacks model-00002-of-\d+\.safetensors, one of"),
+        ("model.safetensors.index.json", r"lacks model\.safetensors\.index\.json"),
+        ("config.json", r"has no config\.json"),
+    ],
+)
+def test_a_model_with_a_file_missing_is_not_sent(tiny_folder, tmp_path, missing, reason):
+    folder = sharded(tmp_path / "merged", tiny_folder)
+    assert len(push(folder, "jane/tone", dry_run=True).files) > 5
+    next(folder.glob(missing)).unlink()
+    with pytest.raises(ModelError, match=rf"{reason}.* Export or copy it again"):
+        push(folder, "jane/tone", dry_run=True)
+
+
+def test_an_adapter_without_its_weights_is_not_sent(adapter):
+    (adapter / "adapter_model.safetensors").rename(adapter / "model.safetensors")
+    with pytest.raises(ModelError, match=r"lacks adapter_model\.safetensors"):
+        push(adapter, "jane/tone", dry_run=True)
+
+
+@pytest.mark.parametrize("kept", [0, 9, 300, -1])
+@pytest.mark.parametrize("name", ["model.safetensors", "tone-q8_0.gguf"])
+def test_weights_that_are_cut_off_are_named(tiny_folder, tmp_path, name, kept):
+    whole = tiny_folder / name
+    if name.endswith(".gguf"):
+        whole = write_gguf(tiny_folder, tmp_path / name, "q8_0").path
+    else:
+        shutil.copy(tiny_folder / "config.json", tmp_path)
+    (tmp_path / "README.md").write_text(CARD)
+    (tmp_path / name).write_bytes(whole.read_bytes()[:kept])
+    with pytest.raises(ModelError, match=rf"{name} .*It is damaged or cut off: export it again"):
+        push(tmp_path, "jane/tone", dry_run=True)
 
 
 def test_what_cannot_be_pushed_is_said(adapter, tmp_path):

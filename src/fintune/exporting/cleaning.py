@@ -37,6 +37,7 @@ _PATHS = re.compile(
 )
 _SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
 _SHORTEST_SECRET = 8
+_AGAIN = "It is damaged or cut off: export it again."
 # Vocabularies hold fragments of addresses and paths that anyone wrote; only this machine's own places count there.
 BINARY_VOCABULARY = "tokenizer.model"
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", BINARY_VOCABULARY)
@@ -97,12 +98,35 @@ def require_no_secret(name: str, text: str) -> None:
 
 
 def metadata_text(file: Path) -> str:
-    """What a safetensors or GGUF file says in words beside its weights and vocabulary."""
-    if file.suffix == ".safetensors":
-        from safetensors import safe_open
+    """What a safetensors or GGUF file says in words beside its weights and vocabulary.
 
-        with safe_open(file, framework="pt") as stored:
-            return "\n".join(f"{key}: {value}" for key, value in (stored.metadata() or {}).items())
+    Raises:
+        ModelError: the file is damaged or cut off.
+    """
+    from fintune.models.foreign import first_line, speaks_of_the_file
+    from fintune.models.gguf_header import check_gguf
+
+    try:
+        if file.suffix == ".safetensors":
+            return _said_by_safetensors(file)
+        check_gguf(file)
+        return _said_by_gguf(file)
+    except ModelError as error:
+        raise ModelError(error.message, _AGAIN) from error
+    except BaseException as error:
+        if not speaks_of_the_file(error):
+            raise
+        raise ModelError(f"{file} cannot be read ({type(error).__name__}: {first_line(error)}).", _AGAIN) from error
+
+
+def _said_by_safetensors(file: Path) -> str:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as stored:
+        return "\n".join(f"{key}: {value}" for key, value in (stored.metadata() or {}).items())
+
+
+def _said_by_gguf(file: Path) -> str:
     import gguf
 
     def said(field: Any) -> bool:

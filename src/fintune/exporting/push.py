@@ -8,6 +8,7 @@ secrets refused.
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from fintune.exporting.cleaning import (
     require_no_secret,
     without_paths,
 )
-from fintune.models.files import stated_licence
+from fintune.models.files import require_safetensors, stated_licence
 from fintune.schema.adapter_records import adapter_place
 from fintune.schema.errors import ModelError, ProviderError
 from fintune.schema.network import is_offline, offline_reason
@@ -29,6 +30,9 @@ from fintune.schema.run_directory import adapter_folder
 log = logging.getLogger(__name__)
 CARD = "README.md"
 _WEIGHTS = (".safetensors", ".gguf")
+_INDEX, _SHARD = "model.safetensors.index.json", re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
+_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_AGAIN = "Export or copy it again, and push the new folder."
 _TEXTS = (
     CARD,
     "LICENSE",
@@ -36,13 +40,13 @@ _TEXTS = (
     "LICENSE.md",
     "NOTICE",
     "Modelfile",
-    "adapter_config.json",
+    _ADAPTER_CONFIG,
     "chat_template.jinja",
     "config.json",
     "fintune_base.json",
     "fintune_validation.json",
     "generation_config.json",
-    "model.safetensors.index.json",
+    _INDEX,
     "recipe.yaml",
     "special_tokens_map.json",
     "tokenizer_config.json",
@@ -111,11 +115,12 @@ def push(
         message: of the commit.
 
     Raises:
-        ModelError: there is no model or no card, or a file holds a secret.
+        ModelError: there is no model or no card, a file of the model is missing or damaged, or one holds a secret.
         ProviderError: the hub cannot be reached, or refuses.
     """
     _require_name(repository)
     folder = _model_folder(source)
+    _require_whole(folder)
     files, left_out = _files(folder)
     card = next((file for file in files if file.name == CARD), None)
     if card is None:
@@ -149,6 +154,27 @@ def _model_folder(source: str | Path) -> Path:
     parts = [name for name in ("merged", "adapter", "gguf") if (folder / name).is_dir()]
     remedy = f"Push {' or '.join(str(folder / name) for name in parts)}." if parts else "Train or export it first."
     raise ModelError(f"{folder} holds no weights in safetensors or GGUF form.", remedy)
+
+
+def _require_whole(folder: Path) -> None:
+    """Refuses a model of which a file is missing: whoever downloads it could not load it.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    names = {file.name for file in folder.iterdir() if file.suffix == ".safetensors"}
+    if not names:
+        return  # GGUF files, each whole by itself
+    if (folder / _ADAPTER_CONFIG).is_file():
+        if _ADAPTER_WEIGHTS not in names:
+            raise ModelError(f"{folder} lacks {_ADAPTER_WEIGHTS}.", _AGAIN)
+        return
+    try:
+        require_safetensors(folder)
+    except ModelError as error:
+        raise ModelError(error.message, _AGAIN) from error
+    if any(map(_SHARD.fullmatch, names)) and not (folder / _INDEX).is_file():
+        raise ModelError(f"{folder} lacks {_INDEX}, which says what each of its files holds.", _AGAIN)
 
 
 def _files(folder: Path) -> tuple[tuple[PushedFile, ...], tuple[str, ...]]:
