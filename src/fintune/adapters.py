@@ -165,23 +165,18 @@ def merge(
         device: torch device; a GPU if there is one, when None. The merge needs four bytes a weight there.
         texts: what the logits are compared on; four sentences on finance when empty.
     """
-    import torch
-
     from fintune.models.adapter_files import read_adapter_info
     from fintune.models.merging import TEXTS, merge_adapter
+    from fintune.models.named import held_as, named_dtype
     from fintune.schema.recipe import ModelSection
     from fintune.serving.predictor import recipe_of
-    from fintune.session import default_device
+    from fintune.session import find_device
 
     folder = _folder(adapter)
     recipe = recipe_of(folder)
     section = recipe.model if recipe is not None else ModelSection(base=read_adapter_info(folder).base)
-    if quantization is not None:
-        section = ModelSection.model_validate({**section.model_dump(), "quantization": quantization})
-    if dtype not in ("bfloat16", "float16"):
-        raise AdapterError(f"{dtype} is not a type of 16 bits.", "Choose bfloat16 or float16.")
-    kind: Any = dtype
-    where = torch.device(device) if device is not None else default_device()
+    section = held_as(section, quantization)
+    kind, where = named_dtype(dtype), find_device(device)
     return merge_adapter(section, folder, Path(output_dir), device=where, dtype=kind, texts=tuple(texts) or TEXTS)
 
 

@@ -270,14 +270,19 @@ def load(
             without a name with the base alone.
         device: torch device; a GPU if there is one, when None.
         quantization: none, nf4, int8 or fp8; what the run was trained with, when None.
-    """
-    import torch
 
+    Raises:
+        ModelError: the model cannot be loaded, or there is no such device or quantization.
+        AdapterError: an adapter is missing, damaged or of another base.
+    """
+    from fintune.models.named import named_quantization
     from fintune.serving.predictor import load_predictor
     from fintune.serving.switching import load_switchable
-    from fintune.session import default_device
+    from fintune.session import find_device
 
-    where = torch.device(device) if device is not None else default_device()
+    where = find_device(device)
+    if quantization is not None:
+        named_quantization(quantization)
     if adapters:
         named = dict(adapters) if isinstance(adapters, Mapping) else {str(name): name for name in adapters}
         return load_switchable(path, named, device=where, quantization=quantization)

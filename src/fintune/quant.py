@@ -133,15 +133,14 @@ def results_file(run: str | Path, split: str) -> Path:
 def _gpt(
     model: Path, codec: Codec, targets: Targets, window_days: int, device: str | None, tell: Progress
 ) -> Forecasts:
-    import torch
-
     from fintune.forecasting.quant.gpt import gpt_forecasts
     from fintune.models.load import load_base
     from fintune.schema.recipe import ModelSection
-    from fintune.session import default_device
+    from fintune.session import find_device
 
-    where = torch.device(device) if device is not None else default_device()
-    base = load_base(ModelSection(base=str(model), chat_template="plain"), device=where, for_training=False)
+    base = load_base(
+        ModelSection(base=str(model), chat_template="plain"), device=find_device(device), for_training=False
+    )
     return gpt_forecasts(
         base.model,
         base.tokenizer,

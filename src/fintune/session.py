@@ -364,6 +364,17 @@ def _as_asked(example: Example) -> list[Any]:
     return asked if example.learnt == "answer" else [*asked, example.learnt, example.metadata.get("candidates")]
 
 
+def find_device(name: str | None) -> torch.device:
+    """The device of that name; without one, the default one.
+
+    Raises:
+        ModelError: there is no such device here.
+    """
+    from fintune.models.named import named_device
+
+    return default_device() if name is None else named_device(name)
+
+
 def default_device() -> torch.device:
     """The first GPU of this process, or the CPU."""
     import torch

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import fintune
+from fintune import adapters
 from fintune.cli import main
 from fintune.exporting import export
 from fintune.models import attach_adapter, load_adapter, save_adapter, write_tiny_model
@@ -127,6 +130,40 @@ def test_mistakes_are_found_before_anything_is_loaded(tiny_folder, tmp_path, mon
     monkeypatch.setitem(__import__("sys").modules, "cyllama.llama.llama_cpp", None)
     with pytest.raises(DependencyError, match="needs llama.cpp"):
         export(tiny_folder, tmp_path / "out", formats=["q4_k_m"])
+
+
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        (
+            {"shard_size": "abc"},
+            "'abc' is no size of a file. Write a number above 0 with KB, MB, GB or TB, such as 5GB.",
+        ),
+        ({"shard_size": "-1GB"}, "'-1GB' is no size of a file"),
+        ({"shard_size": "0.0001KB"}, "'0.0001KB' is no size of a file"),
+        ({"shard_size": "5"}, "'5' is no size of a file"),
+        ({"device": "foo"}, "'foo' is no device. Choose cpu, cuda"),
+        ({"device": "cuda:99"}, "The device cuda:99 was asked for, but PyTorch finds"),
+        ({"device": "xla"}, "The device xla does not work"),
+        ({"quantization": "foo"}, "'foo' is no quantization. Choose from none, nf4, int8, fp8."),
+        ({"dtype": "float32"}, "float32 is not a type of 16 bits. Choose bfloat16 or float16."),
+    ],
+)
+def test_words_that_mean_nothing_are_said_before_the_merge(adapter, tmp_path, capsys, monkeypatch, mistake, sentence):
+    monkeypatch.setattr("fintune.models.merging.merge_adapter", None)
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in mistake.items()]
+    if "dtype" not in mistake:  # which the command line knows itself
+        assert main(["export", str(adapter), "-o", str(tmp_path / "out"), *words]) == 2
+        assert sentence in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ModelError, match=re.escape(sentence)):
+        export(adapter, tmp_path / "out", **mistake)
+    if "shard_size" not in mistake:
+        with pytest.raises(ModelError, match=re.escape(sentence)):
+            adapters.merge(adapter, tmp_path / "out", **mistake)
+    if mistake.keys() & {"device", "quantization"}:
+        with pytest.raises(ModelError, match=re.escape(sentence)):
+            fintune.load(adapter, **mistake)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_would_answer_as_the_untuned_base_is_refused(load_tiny, tiny_folder, tmp_path):

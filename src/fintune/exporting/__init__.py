@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fintune.exporting.folder import ExportReport, write_folder
+from fintune.exporting.folder import ExportReport, WeightForm, write_folder
 from fintune.exporting.source import find_source
 from fintune.schema.errors import AdapterError, ModelError
 from fintune.schema.run_directory import writing
@@ -54,22 +54,24 @@ def export(
 
     Raises:
         AdapterError: ``output_dir`` exists, or ``source`` has no adapter and one was asked for.
-        ModelError: the model cannot be loaded, or llama.cpp has no such model or tokenizer.
+        ModelError: there is no such format, size, device or quantization, the model cannot be loaded, or llama.cpp
+            has no such model or tokenizer.
         RunError: the run is not trained to its end, or the files could not be written.
     """
     from fintune.models.files import written_aside
+    from fintune.models.named import named_bytes, named_dtype
+    from fintune.session import find_device
 
     target = Path(output_dir).expanduser()
     if target.exists():
         raise AdapterError(f"{target} exists, and would be overwritten.", "Choose another --output.")
-    if dtype not in ("bfloat16", "float16"):
-        raise AdapterError(f"{dtype} is not a type of 16 bits.", "Choose bfloat16 or float16.")
+    form = WeightForm(named_dtype(dtype), named_bytes(shard_size), find_device(device))
     asked = _known_formats(formats)
     found = find_source(source, quantization=quantization, name=name)
     if found.adapter is None and "adapter" in formats:
         raise AdapterError(f"{source} has no LoRA adapter to export.", "Leave adapter out of --formats.")
     with writing(target), written_aside(target) as aside:
-        report = write_folder(found, aside, asked, bool(formats), dtype, shard_size, device)
+        report = write_folder(found, aside, asked, form, explicit=bool(formats))
         sizes = {str(file.relative_to(aside)): file.stat().st_size for file in _files(aside)}
         for name in sizes:
             (aside / name).chmod(_usual_mode(aside))  # safetensors writes for the owner's eyes only

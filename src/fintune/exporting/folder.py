@@ -17,8 +17,11 @@ from fintune.schema.errors import AdapterError, ModelError
 from fintune.schema.run_directory import write_json
 
 if TYPE_CHECKING:
+    import torch
+
     from fintune.models.export.gguf_file import GgufFile
     from fintune.models.merging import MergeReport
+    from fintune.models.named import Half
 
 _LEAST_KEPT = 0.5
 _PROBES = (
@@ -50,8 +53,23 @@ class ExportReport:
     notes: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class WeightForm:
+    """How whole weights are made.
+
+    Attributes:
+        dtype: bfloat16 or float16.
+        shard_bytes: largest file.
+        device: of the merge.
+    """
+
+    dtype: Half
+    shard_bytes: int
+    device: torch.device
+
+
 def write_folder(
-    source: Source, aside: Path, asked: Sequence[str], explicit: bool, dtype: str, shard_size: str, device: str | None
+    source: Source, aside: Path, asked: Sequence[str], form: WeightForm, *, explicit: bool
 ) -> ExportReport:
     """Writes an export into an empty folder.
 
@@ -59,17 +77,15 @@ def write_folder(
         source: what is exported.
         aside: the folder.
         asked: the formats.
+        form: of the merged weights.
         explicit: the formats were named, so that one that cannot be written is an error.
-        dtype: of merged weights.
-        shard_size: largest file of them.
-        device: of the merge; a GPU if there is one, when None.
     """
     from fintune.models.export.llama_cpp import has_llama_cpp
 
     notes: list[str] = []
     kinds = [one for one in asked if one not in ("merged", "adapter")]
     merged = aside / "merged"
-    merge, licence = _whole(source, merged, dtype, shard_size, device)
+    merge, licence = _whole(source, merged, form)
     if kinds and not explicit and (reason := _no_gguf(merged)):
         kinds = []
         notes.append(f"No GGUF file: {reason}")
@@ -88,22 +104,16 @@ def write_folder(
     return ExportReport(aside, {}, merge, gguf, checked, tuple(notes))
 
 
-def _whole(
-    source: Source, folder: Path, dtype: str, shard_size: str, device: str | None
-) -> tuple[MergeReport | None, str]:
+def _whole(source: Source, folder: Path, form: WeightForm) -> tuple[MergeReport | None, str]:
     """The whole model in 16 bits, and its base's licence."""
-    import torch
-
     from fintune.models.export.whole import write_whole
     from fintune.models.files import read_json, stated_licence
     from fintune.models.merging import MERGE_NOTE, merge_adapter
-    from fintune.session import default_device
 
-    kind: Any = dtype
+    dtype, size = form.dtype, form.shard_bytes
     if source.adapter is None:
-        return None, write_whole(source.section, folder, dtype=kind, shard_size=shard_size)
-    where = torch.device(device) if device is not None else default_device()
-    report = merge_adapter(source.section, source.adapter, folder, device=where, dtype=kind, shard_size=shard_size)
+        return None, write_whole(source.section, folder, dtype=dtype, shard_bytes=size)
+    report = merge_adapter(source.section, source.adapter, folder, device=form.device, dtype=dtype, shard_bytes=size)
     note = read_json(folder / MERGE_NOTE)
     write_json(folder / MERGE_NOTE, {key: value for key, value in note.items() if key not in ("path", "adapter")})
     return report, stated_licence(folder)

@@ -40,8 +40,10 @@ def find_source(source: str | Path, *, quantization: str | None = None, name: st
     Raises:
         RunError: the run is not trained to its end.
         AdapterError: the name cannot be part of file names.
+        ModelError: there is no such quantization.
     """
     from fintune.models.adapter_files import read_adapter_info
+    from fintune.models.named import held_as
     from fintune.serving.predictor import recipe_of
 
     place = adapter_place(source)
@@ -58,8 +60,7 @@ def find_source(source: str | Path, *, quantization: str | None = None, name: st
         base = (recipe.model.base if recipe is not None else info.base) if adapter else str(folder)
         pins = {} if adapter else {"revision": None, "content_hash": None}
         section = ModelSection.model_validate({**section.model_dump(), "base": base, **pins})
-    if quantization is not None:
-        section = ModelSection.model_validate({**section.model_dump(), "quantization": quantization})
+    section = held_as(section, quantization)
     run = next((RunDirectory(path) for path in (place, folder.parent) if RunDirectory(path).results.is_file()), None)
     title = name or (recipe.name if recipe is not None else Path(str(source)).name.removesuffix(".gguf"))
     return Source(section, adapter, recipe, run if is_trained else None, _file_name(title))

@@ -27,7 +27,7 @@ from fintune.schema.recipe import ModelSection
 from fintune.schema.run_directory import writing
 
 MERGE_NOTE = "fintune_merge.json"
-SHARD_SIZE = "5GB"
+SHARD_BYTES = 5 * 10**9
 TEXTS = (
     "Operating profit rose to EUR 13.1 mn from EUR 8.7 mn in the corresponding period of 2007.",
     "Shares of the bank fell 3.4% after the board cut its dividend and warned of weaker demand.",
@@ -92,7 +92,7 @@ def merge_adapter(
     device: torch.device,
     dtype: Literal["bfloat16", "float16"] = "bfloat16",
     texts: Sequence[str] = TEXTS,
-    shard_size: str = SHARD_SIZE,
+    shard_bytes: int = SHARD_BYTES,
 ) -> MergeReport:
     """Merges an adapter and measures what that changed.
 
@@ -105,7 +105,7 @@ def merge_adapter(
         device: where everything is computed.
         dtype: of the merged weights.
         texts: what the logits are compared on.
-        shard_size: largest file of weights, such as 5GB.
+        shard_bytes: largest file of weights.
 
     Raises:
         AdapterError: ``target`` exists, or the adapter is none or of another base.
@@ -121,7 +121,7 @@ def merge_adapter(
     model: Any = load_adapter(base, adapter)
     expected = logits_of(model, samples, base.dtype)
     model = model.unload()
-    with _merged(base, info, target, DTYPES[dtype], device, shard_size) as aside:
+    with _merged(base, info, target, DTYPES[dtype], device, shard_bytes) as aside:
         del model
         found = logits_of(_reload(aside, base, device), samples, base.dtype)
         report = MergeReport(
@@ -194,7 +194,7 @@ def _merged(
     target: Path,
     dtype: torch.dtype,
     place: torch.device,
-    shard_size: str = SHARD_SIZE,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Iterator[Path]:
     """The folder with the merged model, which takes its place after the block; ``base`` is used up.
 
@@ -207,7 +207,7 @@ def _merged(
         with no_progress_bars():
             # What transformers did to read weights that were stored quantised it cannot undo.
             merged.save_pretrained(
-                str(aside), save_original_format=not base.facts.prequantized, max_shard_size=shard_size
+                str(aside), save_original_format=not base.facts.prequantized, max_shard_size=shard_bytes
             )
         base.tokenizer.save_pretrained(str(aside))
         note = f"{base.files.source} with the adapter {info.path} merged into it."

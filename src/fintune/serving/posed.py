@@ -37,12 +37,11 @@ class Posed:
         """The question, with the model loaded here."""
         import torch
 
+        from fintune.models.named import named_device
         from fintune.serving.predictor import load_predictor
 
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        predictor = load_predictor(
-            self.place, device=torch.device(device), quantization=self.quantization, needs_template=False
-        )
+        device = named_device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        predictor = load_predictor(self.place, device=device, quantization=self.quantization, needs_template=False)
         threshold = None if self.abstain is None else predictor.abstention(self.abstain, task=self.task).threshold
         return Question(predictor, self.task, threshold)
 

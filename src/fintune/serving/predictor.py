@@ -21,6 +21,7 @@ from fintune.inference.likelihood import softmax
 from fintune.metrics.abstention import Abstention
 from fintune.models.adapter_files import load_adapter, read_adapter_info
 from fintune.models.load import load_base
+from fintune.models.named import held_as
 from fintune.models.window import readable_length
 from fintune.schema.adapter_records import adapter_place
 from fintune.schema.errors import AdapterError, DataError, ModelError, RunError
@@ -342,8 +343,7 @@ def load_predictor(
     else:
         section, tasks = ModelSection(base=info.base if info else str(path)), (TaskSection(name=default_task),)
         max_length, packing = 2048, "tree"
-    if quantization is not None:
-        section = ModelSection.model_validate({**section.model_dump(), "quantization": quantization})
+    section = held_as(section, quantization)
     loaded = load_base(section, device=device, for_training=False, needs_template=needs_template)
     model: Any = load_adapter(loaded, adapter) if adapter else loaded.model
     edge_model = EdgeModel(model, choose_backend(section.attention, device, model.config), loaded.dtype)

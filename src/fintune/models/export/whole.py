@@ -12,7 +12,7 @@ import torch
 
 from fintune.models.files import written_aside
 from fintune.models.load import DTYPES, load_base
-from fintune.models.merging import SHARD_SIZE, dequantized
+from fintune.models.merging import SHARD_BYTES, dequantized
 from fintune.models.quiet import no_progress_bars
 from fintune.schema.recipe import ModelSection
 from fintune.schema.run_directory import writing
@@ -23,7 +23,7 @@ def write_whole(
     target: Path,
     *,
     dtype: Literal["bfloat16", "float16"] = "bfloat16",
-    shard_size: str = SHARD_SIZE,
+    shard_bytes: int = SHARD_BYTES,
 ) -> str:
     """Writes the model with its tokenizer, chat template and generation configuration, and returns its licence.
 
@@ -33,7 +33,7 @@ def write_whole(
         section: what loads it.
         target: folder to make; replaced in one step.
         dtype: of the weights.
-        shard_size: largest file of weights, such as 5GB.
+        shard_bytes: largest file of weights.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -48,6 +48,6 @@ def write_whole(
     if base.facts.chat_template == "none":
         base.tokenizer.chat_template = None  # a stand-in, which is no part of the model
     with writing(target), written_aside(target) as aside, no_progress_bars():
-        model.save_pretrained(str(aside), save_original_format=not base.facts.prequantized, max_shard_size=shard_size)
+        model.save_pretrained(str(aside), save_original_format=not base.facts.prequantized, max_shard_size=shard_bytes)
         base.tokenizer.save_pretrained(str(aside))
     return base.files.licence
