@@ -7,6 +7,7 @@ columns; the same bytes however many processes took part, and however often they
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,19 +57,23 @@ def predict_file(
         reading: delimiter, encoding or sheet, where detection fails.
 
     Raises:
-        DataError: the file cannot be read, lacks the column, or ``output`` exists already.
-        RunError: a process died; the others were stopped, and what was done is kept.
+        DataError: the file cannot be read, lacks the column, or ``output`` exists already; or arguments contradict one
+            another.
+        ModelError: the model cannot be loaded, or there is no such device or quantization.
+        RunError: there are fewer GPUs than asked for; or a process died, the others were stopped, and what was done is
+            kept.
         DependencyError: Ray was asked for and is not installed.
     """
     from fintune.serving.files import label_file
     from fintune.serving.posed import Posed, question_elsewhere
-    from fintune.serving.workers import workers_for
+    from fintune.serving.workers import require_gpus, workers_for
 
-    if processes is not None and gpus is not None:
-        raise DataError("processes and gpus both say how many processes there are.", "Give one of them.")
-    count = gpus or processes
+    count = _count(processes, gpus, device)
     named: dict[str, Any] = {"progress": progress, "reading": reading}
     posed = Posed(_found_anywhere(place), task, abstain, quantization, device)
+    if engine == "local" and gpus is not None:
+        require_gpus(gpus)
+        posed = replace(posed, device="cuda")
     if engine == "local" and (count or 1) == 1:
         question = posed.open()
         known = posed.known(question)
@@ -84,6 +89,18 @@ def predict_file(
         question, found = question_elsewhere(posed, workers.known)
         _tell(on_threshold, found)
         return label_file(question, Path(source), text, Path(output), engine=workers.engine, **named)
+
+
+def _count(processes: int | None, gpus: int | None, device: str | None) -> int | None:
+    """How many processes are asked for; None where that is left to the engine."""
+    if processes is not None and gpus is not None:
+        raise DataError("processes and gpus both say how many processes there are.", "Give one of them.")
+    if device is not None and gpus is not None:
+        raise DataError("device and gpus both say where the model is held.", "Give one of them.")
+    for name, count in (("processes", processes), ("gpus", gpus)):
+        if count is not None and count < 1:
+            raise DataError(f"{name} is {count}.", "Give 1 or more, or leave it out.")
+    return processes if gpus is None else gpus
 
 
 def _found_anywhere(place: str | Path) -> str:

@@ -7,6 +7,7 @@ import signal
 
 import psutil
 import pytest
+import torch
 
 import fintune
 from fintune.models.tiny import write_tiny_model
@@ -76,6 +77,28 @@ def test_a_file_that_changes_while_it_is_read_is_not_joined_with_answers_to_othe
     at_first_part(monkeypatch, lambda: source.write_text(source.read_text().replace("Profit", "Loss")))
     with pytest.raises(DataError, match=r"in.csv changed while its rows were read\. Remove .*out.csv.parts"):
         fintune.predict_file(place, source, "headline", tmp_path / "out.csv", device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
+@pytest.mark.parametrize("count", [1, 2])
+def test_gpus_that_are_not_there_are_not_replaced_by_the_processor(place, source, tmp_path, count):
+    with pytest.raises(RunError, match=rf"--gpus {count} was asked for, but PyTorch finds 0 .* Leave --gpus out"):
+        fintune.predict_file(place, source, "headline", tmp_path / "out.csv", gpus=count)
+    assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"gpus": 1, "device": "cpu"}, "device and gpus both say where"),
+        ({"gpus": 1, "processes": 1}, "processes and gpus both say how many"),
+        ({"gpus": 0}, "gpus is 0. Give 1 or more"),
+        ({"processes": -1}, "processes is -1. Give 1 or more"),
+    ],
+)
+def test_arguments_that_contradict_one_another_are_refused(place, source, tmp_path, given, reason):
+    with pytest.raises(DataError, match=reason):
+        fintune.predict_file(place, source, "headline", tmp_path / "out.csv", **given)
 
 
 @pytest.mark.slow

@@ -80,12 +80,18 @@ def _environment(number: int, count: int, gpus: bool) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, threads // count)))}
 
 
-def _gpus(count: int) -> list[str]:
-    """The GPUs by the names under which processes are shown them."""
+def require_gpus(count: int) -> None:
+    """Raises a ``RunError`` where PyTorch finds fewer GPUs here."""
     from torch.cuda import device_count
 
-    if device_count() < count:
-        raise RunError(f"--gpus {count} was asked for, but this machine has {device_count()}.", "Ask for fewer.")
+    if (found := device_count()) < count:
+        remedy = "Ask for fewer." if found else "Leave --gpus out to use the CPU; `fintune doctor` says what is here."
+        raise RunError(f"--gpus {count} was asked for, but PyTorch finds {found} on this machine.", remedy)
+
+
+def _gpus(count: int) -> list[str]:
+    """The GPUs by the names under which processes are shown them."""
+    require_gpus(count)
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     return shown.split(",") if shown else [str(number) for number in range(count)]
 
