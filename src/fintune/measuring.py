@@ -59,7 +59,7 @@ def evaluate_recipe(
         folder = scored_folder(run)
     info = read_adapter_info(adapter) if adapter is not None else None
     if info is not None:
-        require_same_base(session.base, info)
+        require_same_base(session.base.files, info)
     records = session.score_base(folder=folder, always=info is None)
     if info is not None:
         model = session.edge_model(load_adapter(session.base, info.path))

@@ -79,6 +79,37 @@ def test_one_folder_that_every_program_reads(adapter, load_tiny, tmp_path):
     )
 
 
+def test_an_adapter_alone_is_copied_without_a_merge(adapter, tmp_path, monkeypatch):
+    everything = export(adapter, tmp_path / "all", formats=["merged", "adapter"])
+    monkeypatch.setattr("fintune.models.merging.merge_adapter", None)
+    report = export(adapter, tmp_path / "out", formats=["adapter"])
+    assert report.merge is None and report.notes == everything.notes
+    assert {name.split("/")[0] for name in report.files} == {"adapter", "vllm-lora.yaml"}
+    assert report.files.items() <= everything.files.items()
+    for name in report.files:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+
+
+def test_an_adapter_without_a_tokenizer_is_served_with_its_base_s(adapter, tmp_path):
+    for file in adapter.glob("tokenizer*"):
+        file.unlink()
+    export(adapter, tmp_path / "out", formats=["adapter"])
+    settings = yaml.safe_load((tmp_path / "out" / "vllm-lora.yaml").read_text())
+    assert "tokenizer" not in settings and settings["lora-modules"] == ["tuned=adapter"]
+    AutoTokenizer.from_pretrained(settings["model"])
+
+
+def test_an_adapter_alone_is_not_exported_for_another_base(adapter, tiny_folder, tmp_path):
+    other = write_tiny_model(tmp_path / tiny_folder.name, seed=1)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(other)}))
+    note = json.loads((adapter / "fintune_base.json").read_text())
+    (adapter / "fintune_base.json").write_text(json.dumps(note | {"base": str(other)}))
+    with pytest.raises(AdapterError, match="was trained on"):
+        export(adapter, tmp_path / "out", formats=["adapter"])
+    assert not (tmp_path / "out").exists()
+
+
 @needs_llama_cpp
 def test_llama_cpp_answers_as_the_adapter_on_its_base_does(adapter, load_tiny, tmp_path):
     report = export(adapter, tmp_path / "out", formats=["f16"])

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fintune.exporting.settings import write_adapter, write_settings
 from fintune.exporting.source import Source
-from fintune.schema.errors import AdapterError, ModelError
+from fintune.schema.errors import ModelError
 from fintune.schema.run_directory import write_json
 
 if TYPE_CHECKING:
@@ -80,6 +81,17 @@ def write_folder(
         form: of the merged weights.
         explicit: the formats were named, so that one that cannot be written is an error.
     """
+    told = write_adapter(source, aside) if "adapter" in asked and source.adapter is not None else []
+    if set(asked) == {"adapter"}:
+        return ExportReport(aside, {}, notes=tuple(told))
+    report = _write_weights(source, aside, asked, form, explicit=explicit)
+    return replace(report, notes=(*report.notes, *told))
+
+
+def _write_weights(
+    source: Source, aside: Path, asked: Sequence[str], form: WeightForm, *, explicit: bool
+) -> ExportReport:
+    """Whole weights and GGUF files, with settings and cards."""
     from fintune.models.export.llama_cpp import has_llama_cpp
 
     notes: list[str] = []
@@ -97,7 +109,7 @@ def write_folder(
         notes += otherwise
     elif gguf:
         notes.append("Not checked against llama.cpp, which is not installed: pip install 'fintune[llamacpp]'.")
-    notes += _write_settings(source, aside, merged, gguf, asked)
+    write_settings(source, aside, merged, gguf, asked)
     _write_cards(source, aside, licence)
     if "merged" not in asked:
         shutil.rmtree(merged)
@@ -220,68 +232,6 @@ def _check_tokens(file: GgufFile, merged: Path) -> tuple[int, list[str]]:
     if tokens_of(file.path, [chat], control=True) == [expected]:
         return len(probes) + 1, []
     return len(probes), ["llama.cpp splits a rendered chat into other tokens than the tokenizer does."]
-
-
-def _write_settings(
-    source: Source, aside: Path, merged: Path, gguf: Sequence[GgufFile], asked: Sequence[str]
-) -> list[str]:
-    """Writes what Ollama and vLLM start from; returns what could not be written, and why."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    from fintune.models.export.chat_shape import chat_shape
-    from fintune.models.export.gguf_file import end_tokens
-    from fintune.models.export.launchers import modelfile, vllm_merged
-    from fintune.models.own import know_own_models
-
-    know_own_models()
-    tokenizer: Any = AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
-    config: Any = AutoConfig.from_pretrained(merged, trust_remote_code=False)
-    context = int(getattr(config, "max_position_embeddings", None) or 2048)
-    if "merged" in asked:
-        (aside / "vllm-merged.yaml").write_text(vllm_merged("merged", source.name, context), encoding="utf-8")
-    notes = _write_lora(source, aside, context) if "adapter" in asked and source.adapter is not None else []
-    if gguf:
-        ends = dict.fromkeys([*end_tokens(merged), tokenizer.eos_token_id])
-        opening = bool(tokenizer.bos_token) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-        text = modelfile(
-            gguf[0].path.name,
-            chat_shape(tokenizer),
-            context=gguf[0].context,
-            stops=[tokenizer.convert_ids_to_tokens(token) for token in ends if token is not None],
-            bos=tokenizer.bos_token if opening else "",
-            greedy=source.recipe is not None and not any(task.conversations for task in source.recipe.data.tasks),
-            others=[one.path.name for one in gguf[1:]],
-        )
-        (aside / "gguf" / "Modelfile").write_text(text, encoding="utf-8")
-    return notes
-
-
-def _write_lora(source: Source, aside: Path, context: int) -> list[str]:
-    """Copies the adapter, and writes the settings for it on its base."""
-    from fintune.inference.vllm_engine import rank_to_reserve
-    from fintune.models.export.launchers import vllm_lora
-    from fintune.models.locate import locate_base
-
-    assert source.adapter is not None
-    shutil.copytree(source.adapter, aside / "adapter", ignore=shutil.ignore_patterns(".*"))
-    files = locate_base(source.section)
-    revision = files.revision if files.hub_id == source.section.base else None
-    try:
-        text = vllm_lora(
-            files.hub_id or str(files.path),
-            "adapter",
-            source.name,
-            rank=rank_to_reserve(source.adapter),
-            context=context,
-            held=source.section.quantization,
-            revision=revision,
-        )
-    except AdapterError as error:
-        return [f"No vllm-lora.yaml: {error.message}"]
-    (aside / "vllm-lora.yaml").write_text(text, encoding="utf-8")
-    if files.hub_id and files.hub_id != source.section.base:
-        return [f"vllm-lora.yaml names {files.hub_id}, whose weights are not rounded as those trained on were."]
-    return []
 
 
 def _write_cards(source: Source, aside: Path, licence: str) -> None:

@@ -211,7 +211,7 @@ def load_adapter(base: LoadedBase, path: str | Path, *, name: str = "default") -
         AdapterError: it is damaged, pickled, or was made for another base.
     """
     info = read_adapter_info(path)
-    require_same_base(base, info)
+    require_same_base(base.files, info)
     if info.kind == "full":
         return _load_full(base, info)
     from peft import PeftModel
@@ -235,7 +235,7 @@ def load_beside(base: LoadedBase, model: PeftModel, path: str | Path, name: str)
         AdapterError: as in ``load_adapter``, or it is a whole model, which cannot be switched.
     """
     info = read_adapter_info(path)
-    require_same_base(base, info)
+    require_same_base(base.files, info)
     if info.kind == "full":
         raise AdapterError(
             f"{info.path} holds a wholly trained model, which cannot stand beside adapters.", "Load it by itself."
@@ -261,19 +261,19 @@ def _put_on(base: LoadedBase, info: AdapterInfo, put: Callable[[], PeftModel], n
     return model
 
 
-def require_same_base(base: LoadedBase, info: AdapterInfo) -> None:
-    """Refuses an adapter that was trained on other weights than those of ``base``."""
-    if info.base_content_hash == base.files.content_hash:
+def require_same_base(files: BaseModelFiles, info: AdapterInfo) -> None:
+    """Refuses an adapter that was trained on other weights than those of the base in ``files``."""
+    if info.base_content_hash == files.content_hash:
         return
     if info.base_content_hash is not None:
         raise AdapterError(
             f"The adapter {info.path} was trained on {info.base or 'another base'} with weights "
-            f"{info.base_content_hash[:12]}…, but {base.files.source} has {base.files.content_hash[:12]}….",
+            f"{info.base_content_hash[:12]}…, but {files.source} has {files.content_hash[:12]}….",
             f"Load the base it was trained on ({info.base}, revision {info.base_revision or 'unknown'}).",
         )
-    if info.base and Path(info.base).name.lower() != Path(base.files.source).name.lower():
+    if info.base and Path(info.base).name.lower() != Path(files.source).name.lower():
         raise AdapterError(
-            f"The adapter {info.path} says it was trained on {info.base}, not on {base.files.source}.",
+            f"The adapter {info.path} says it was trained on {info.base}, not on {files.source}.",
             f"Set model.base={info.base}.",
         )
 

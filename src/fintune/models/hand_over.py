@@ -86,7 +86,7 @@ def start_adapter(base: LoadedBase, section: AdapterSection, *, seed: int) -> St
         return Started(attach_adapter(base, section, seed=seed))
     path = given_adapter(section.init_adapter)
     info = read_adapter_info(path)
-    require_same_base(base, info)
+    require_same_base(base.files, info)
     if (info.kind == "full") != (section.kind == "none"):
         raise _refusal(path, AdapterSection(kind="none" if info.kind == "full" else "lora"), section)
     if info.kind == "full":

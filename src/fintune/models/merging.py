@@ -116,7 +116,7 @@ def merge_adapter(
         raise AdapterError(f"{target} exists, and would be overwritten.", "Choose another --output.")
     info = _info_to_merge(adapter)
     base = load_base(section, device=device, for_training=False)
-    require_same_base(base, info)
+    require_same_base(base.files, info)
     samples = [base.tokenizer(text, return_tensors="pt")["input_ids"].to(device) for text in texts]
     model: Any = load_adapter(base, adapter)
     expected = logits_of(model, samples, base.dtype)

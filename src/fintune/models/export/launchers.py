@@ -98,13 +98,24 @@ def vllm_merged(folder: str, name: str, context: int) -> str:
     return vllm_yaml(settings, "Start in this folder: vllm serve --config vllm-merged.yaml")
 
 
-def vllm_lora(base: str, adapter: str, name: str, *, rank: int, context: int, held: str, revision: str | None) -> str:
+def vllm_lora(
+    base: str,
+    adapter: str,
+    name: str,
+    *,
+    tokenizer: str | None,
+    rank: int,
+    context: int,
+    held: str,
+    revision: str | None,
+) -> str:
     """For a base with an adapter on it.
 
     Args:
         base: hub id or folder of the base.
         adapter: folder of the adapter, relative to where vLLM is started.
         name: what requests name as their model to be answered by the adapter; ``base`` gets the base.
+        tokenizer: folder of the tokenizer and its template; the base's when None.
         rank: that vLLM reserves room for.
         context: tokens read at most.
         held: how the base was held in training; nf4 is what vLLM calls bitsandbytes.
@@ -113,7 +124,7 @@ def vllm_lora(base: str, adapter: str, name: str, *, rank: int, context: int, he
     settings: dict[str, Any] = {
         "model": base,
         "revision": revision,
-        "tokenizer": adapter,
+        "tokenizer": tokenizer,
         "served-model-name": "base",
         "enable-lora": True,
         "max-lora-rank": rank,
