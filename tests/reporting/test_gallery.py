@@ -281,3 +281,43 @@ def test_confusion_and_calibration_of_several_runs(both):
     names = [text.get_text() for text in reliability_diagram(records, "tfns", systems).legends[0].get_texts()]
     assert names == ["perfect", "Base model", "plain", "staged"]
     assert set(picture_captions(both, results)) >= ALWAYS
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "reason"),
+    [
+        ("metrics.jsonl", {"loss": "x"}, r"Line 4 of .*metrics\.jsonl says 'x' of loss, which is no number\. Remove"),
+        ("metrics.jsonl", {"step": [1]}, r"Line 4 of .*metrics\.jsonl says \[1\] of step, which is no number"),
+        ("metrics.jsonl", [1], r"Line 4 of .*metrics\.jsonl is no JSON object"),
+        ("metrics.jsonl", b"\xff", r"Line 4 of .*metrics\.jsonl is not JSON"),
+        ("logs/rank-1.jsonl", {"gpu_power_w": {}}, r"Line 4 of .*rank-1\.jsonl says \{\} of gpu_power_w"),
+        ("facts.json", {"training_seconds": "x"}, r"facts\.json says 'x' of training_seconds, which is no number"),
+        ("facts.json", [1], r"facts\.json is no JSON object"),
+        ("facts.json", b"{", r"facts\.json is not JSON"),
+    ],
+)
+def test_a_damaged_line_is_named(history, tmp_path, file, damage, reason):
+    run = make_run(tmp_path / "run", history[:6], gpu=True)
+    (run.path / "logs").mkdir()
+    (run.path / "logs" / "rank-1.jsonl").write_bytes(run.metrics.read_bytes())
+    lines = (run.path / file).read_bytes().splitlines() if file.endswith("l") else [(run.path / file).read_bytes()]
+    at = min(3, len(lines) - 1)
+    if isinstance(damage, dict):
+        damage = json.loads(lines[at]) | damage
+    lines[at] = damage if isinstance(damage, bytes) else json.dumps(damage).encode()
+    (run.path / file).write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(RunError, match=reason):
+        fintune.figures(run.path)
+
+
+def test_what_is_not_known_is_not_drawn(history, tmp_path):
+    """A step that is null, and figures that are no finite number, which other programs write."""
+    row = {**history[0], "gpu_power_w": 300.0}
+    nan, inf = float("nan"), float("inf")
+    odd = [{"step": None}, {"step": nan}, {"loss": nan, "gpu_power_w": nan}, {"gpu_power_w": inf}]
+    rows = [row | change for change in odd] + [row]
+    figure = gpu_utilization(rows)
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[row["step"]]]
+    assert training_curves(rows) is not None
+    unknown = RunData(facts={"training_seconds": nan, "sample_tokens": 5, "peak_bytes": inf, "weight_bytes": None})
+    assert efficiency_comparison([unknown]) is None

@@ -112,7 +112,7 @@ def curves_caption(history: History) -> str:
 def series(history: History, key: str) -> tuple[list[float], list[float]]:
     """Steps and finite values of one key; rows without it are skipped."""
     points = [(row["step"], row[key]) for row in history if row.get("step") is not None and row.get(key) is not None]
-    finite = [(float(step), float(value)) for step, value in points if math.isfinite(value)]
+    finite = [(float(step), float(value)) for step, value in points if math.isfinite(step) and math.isfinite(value)]
     return [step for step, _ in finite], [value for _, value in finite]
 
 

@@ -6,9 +6,9 @@ same as a table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -37,14 +37,20 @@ _Read = Callable[[RunData], float | None]
 
 def _fact(key: str, unit: float = 1.0) -> _Read:
     def read(run: RunData) -> float | None:
-        value = run.facts.get(key)
-        return float(value) / unit if isinstance(value, int | float) and not isinstance(value, bool) else None
+        value = _known(run, key)
+        return None if value is None else value / unit
 
     return read
 
 
+def _known(run: RunData, key: str) -> float | None:
+    """A number of the facts; None where it is not known, which NaN says too."""
+    value = run.facts.get(key)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def _tokens_per_s(run: RunData) -> float | None:
-    tokens, seconds = run.facts.get("sample_tokens"), run.facts.get("training_seconds")
+    tokens, seconds = _known(run, "sample_tokens"), _known(run, "training_seconds")
     return tokens / seconds if tokens and seconds else None
 
 
@@ -117,11 +123,11 @@ def _of_several(runs: Sequence[RunData]) -> list[_Panel]:
 def _of_one(run: RunData) -> list[_Panel]:
     """Panels of one run: sizes in memory and on disk, parameters, and what each system's answers take."""
     sizes = {
-        "weights of the base": run.facts.get("weight_bytes"),
-        "peak in training": run.facts.get("peak_bytes"),
+        "weights of the base": _known(run, "weight_bytes"),
+        "peak in training": _known(run, "peak_bytes"),
         "adapter on disk": run.adapter_bytes,
     }
-    parameters = {"all": run.facts.get("all_parameters"), "trained": run.facts.get("trainable_parameters")}
+    parameters = {"all": _known(run, "all_parameters"), "trained": _known(run, "trainable_parameters")}
     costs: Mapping[str, list[TimeCost]] = {}
     if run.results is not None:
         systems = dict.fromkeys(cost.system for cost in run.results.time_costs)
@@ -139,11 +145,11 @@ def _of_one(run: RunData) -> list[_Panel]:
     return [panel for panel in panels if panel[1]]
 
 
-def _bars(values: Mapping[str, Any], unit: float) -> list[_Bar]:
+def _bars(values: Mapping[str, float | None], unit: float) -> list[_Bar]:
     return [
         _Bar(name, value / unit, SPARE_BARS[index % len(SPARE_BARS)])
         for index, (name, value) in enumerate(values.items())
-        if isinstance(value, int | float)
+        if value is not None
     ]
 
 

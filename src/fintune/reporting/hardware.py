@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fintune.reporting.curves import MIN_SMOOTHED, History, draw_run, run_legend, smoothed
+from fintune.reporting.curves import MIN_SMOOTHED, History, draw_run, run_legend, series, smoothed
 from fintune.reporting.styles import with_grid
 
 HARDWARE_CAPTION = (
@@ -96,11 +96,11 @@ def _grid(drawn: Sequence[tuple[str, str, float]]) -> tuple[Figure, list[Axes]]:
     return figure, grid[: len(drawn)]
 
 
-def _draw(axes: Axes, rank: int, steps: list[int], values: list[float]) -> None:
+def _draw(axes: Axes, rank: int, steps: list[float], values: list[float]) -> None:
     colour, style = _STYLES[rank % len(_STYLES)]
     axes.plot(steps, values, color=colour, linestyle=style, linewidth=1.1, label=f"rank {rank}")
 
 
-def _points(rows: History, key: str, unit: float) -> tuple[list[int], list[float]]:
-    found = [(int(row["step"]), float(row[key]) / unit) for row in rows if row.get(key) is not None and "step" in row]
-    return [step for step, _ in found], [value for _, value in found]
+def _points(rows: History, key: str, unit: float) -> tuple[list[float], list[float]]:
+    steps, values = series(rows, key)
+    return steps, [value / unit for value in values]

@@ -78,12 +78,12 @@ def _draw_losses(axes: Axes, runs: Sequence[RunData]) -> None:
     with_grid(axes)
 
 
-def _stage_ends(run: RunData) -> list[int]:
+def _stage_ends(run: RunData) -> list[float]:
     """The last step of each stage."""
-    ends: dict[str, int] = {}
+    ends: dict[str, float] = {}
     for row in run.history:
-        if "stage" in row and "step" in row:
-            ends[row["stage"]] = int(row["step"])
+        if "stage" in row and row.get("step") is not None:
+            ends[str(row["stage"])] = float(row["step"])
     return list(ends.values())
 
 

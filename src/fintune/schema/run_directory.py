@@ -33,6 +33,31 @@ from filelock import FileLock, Timeout
 from fintune.schema.errors import RunError
 from fintune.schema.results import DocumentRecord, EvaluationResults
 
+# What reports compute with; a number, or nothing where it is not known.
+_NUMBERS_OF_FACTS = (
+    "all_parameters",
+    "peak_bytes",
+    "sample_tokens",
+    "trainable_parameters",
+    "training_seconds",
+    "weight_bytes",
+)
+_NUMBERS_OF_STEPS = (
+    "step",
+    "loss",
+    "eval_loss",
+    "eval_macro_f1",
+    "eval_accuracy",
+    "learning_rate",
+    "grad_norm",
+    "gpu_utilization_percent",
+    "gpu_memory_bytes",
+    "gpu_power_w",
+    "gpu_temperature_c",
+    "tokens_per_s",
+    "mfu",
+)
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -104,10 +129,23 @@ class RunDirectory:
         return self.path / "stages.json"
 
     def read_facts(self) -> dict[str, Any]:
-        """What the run has measured about itself so far."""
+        """What the run has measured about itself so far.
+
+        Raises:
+            RunError: the file is damaged.
+        """
         if not self.facts.is_file():
             return {}
-        facts: dict[str, Any] = json.loads(self.facts.read_text(encoding="utf-8"))
+        remedy = "Put it back from a copy, or remove it: reports then leave out what it says."
+        try:
+            facts = json.loads(self.facts.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as exc:
+            raise RunError(f"{self.facts} is not JSON.", remedy) from exc
+        if not isinstance(facts, dict):
+            raise RunError(f"{self.facts} is no JSON object.", remedy)
+        for key in _NUMBERS_OF_FACTS:
+            if not _is_number(facts.get(key)):
+                raise RunError(f"{self.facts} says {facts[key]!r:.60} of {key}, which is no number.", remedy)
         return facts
 
     def read_results(self) -> EvaluationResults:
@@ -135,13 +173,37 @@ class RunDirectory:
             raise RunError(f"{self.predictions} has a line that is no record.", "Evaluate the run again.") from exc
 
     def read_history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
-        return list(read_jsonl(self.metrics))
+        """The lines of metrics.jsonl; a last line cut short by a crash is left out.
+
+        Raises:
+            RunError: a line is damaged.
+        """
+        return _read_steps(self.metrics)
 
     def read_other_ranks(self) -> dict[int, list[dict[str, Any]]]:
-        """The same of the other processes of a run on several GPUs, by rank."""
+        """The same of the other processes of a run on several GPUs, by rank.
+
+        Raises:
+            RunError: a line is damaged.
+        """
         found = {int(path.stem.removeprefix("rank-")): path for path in self.path.glob("logs/rank-[0-9]*.jsonl")}
-        return {rank: list(read_jsonl(path)) for rank, path in sorted(found.items())}
+        return {rank: _read_steps(path) for rank, path in sorted(found.items())}
+
+
+def _read_steps(path: Path) -> list[dict[str, Any]]:
+    rows = list(read_jsonl(path))
+    for number, row in enumerate(rows, start=1):
+        for key in _NUMBERS_OF_STEPS:
+            if not _is_number(row.get(key)):
+                raise RunError(
+                    f"Line {number} of {path} says {row[key]!r:.60} of {key}, which is no number.", "Remove that line."
+                )
+    return rows
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value can be computed with; nothing, which stands for what is not known, can."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def adapter_folder(path: str | Path) -> Path:
@@ -237,16 +299,19 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file, line by line; a missing file has none, an incomplete last line is skipped.
 
     Raises:
-        RunError: a line other than the last is not JSON.
+        RunError: a line other than the last is not JSON, or one is no object.
     """
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also part a text at U+2028
-    lines = lines[:-1] if lines[-1] == "" else lines
+    lines = path.read_bytes().split(b"\n")  # splitlines of a text would also part it at U+2028
+    lines = lines[:-1] if lines[-1] == b"" else lines
     for number, line in enumerate(lines, start=1):
         try:
-            yield json.loads(line)
-        except ValueError as exc:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as exc:
             if number == len(lines):
                 return
             raise RunError(f"Line {number} of {path} is not JSON.", "Remove that line.") from exc
+        if not isinstance(row, dict):  # the beginning of an object is never a value of its own
+            raise RunError(f"Line {number} of {path} is no JSON object.", "Remove that line.")
+        yield row
