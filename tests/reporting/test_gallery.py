@@ -21,6 +21,7 @@ from fintune.reporting.efficiency import efficiency_comparison, efficiency_table
 from fintune.reporting.figures import confusion_matrices, performance_comparison, reliability_diagram
 from fintune.reporting.gallery import write_figures
 from fintune.reporting.hardware import gpu_utilization, gpus_of_runs
+from fintune.reporting.report import write_report
 from fintune.reporting.run_data import RunData, read_run, together
 from fintune.reporting.stages import curriculum_comparison, tasks_beyond_shares
 from fintune.reporting.styles import BARS, SPARE_BARS, bar_style, line_style, save, styled
@@ -321,3 +322,16 @@ def test_what_is_not_known_is_not_drawn(history, tmp_path):
     assert training_curves(rows) is not None
     unknown = RunData(facts={"training_seconds": nan, "sample_tokens": 5, "peak_bytes": inf, "weight_bytes": None})
     assert efficiency_comparison([unknown]) is None
+
+
+def test_tasks_that_share_a_name_in_files_do_not_share_a_file(tmp_path):
+    tasks = ["a/b", "a b", "A-b", "a-b-2"]
+    by = {(s, task): simulated_records(s, 0.6, 30, task) for s in ("base", "tuned") for task in tasks}
+    results, records = scored_results(by), [record for found in by.values() for record in found]
+    write_report(tmp_path, recipe=None, results=results, records=records, history=[], model_facts={})
+    expected = {f"{kind}_{n}" for kind in ("confusion", "calibration") for n in ("a-b", "a-b-2", "A-b-3", "a-b-2-2")}
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == expected | {"performance_comparison"}
+    markdown = (tmp_path / "report.md").read_text()
+    assert all(f"{name}.png" in markdown for name in expected)
+    captions = picture_captions([RunData(results=results)], results)
+    assert captions["confusion_a-b-2"] == "Targets by answers on a b." and expected <= set(captions)

@@ -13,8 +13,7 @@ from fintune.reporting.figures import comparison_caption
 from fintune.reporting.hardware import HARDWARE_CAPTION
 from fintune.reporting.run_data import RunData
 from fintune.reporting.stages import STAGES_CAPTION
-from fintune.reporting.wording import tasks_of
-from fintune.schema.recipe import sanitize_name
+from fintune.reporting.wording import file_names, tasks_of
 from fintune.schema.results import EvaluationResults
 
 
@@ -28,9 +27,9 @@ def picture_captions(runs: Sequence[RunData], results: EvaluationResults) -> dic
         "efficiency_comparison": EFFICIENCY_CAPTION,
         "curriculum_comparison": STAGES_CAPTION,
     }
-    for task in tasks_of(results):
-        captions[f"confusion_{sanitize_name(task)}"] = f"Targets by answers on {task}."
-        captions[f"calibration_{sanitize_name(task)}"] = f"Share right by probability of the answer, {task}."
+    for task, name in file_names(tasks_of(results)).items():
+        captions[f"confusion_{name}"] = f"Targets by answers on {task}."
+        captions[f"calibration_{name}"] = f"Share right by probability of the answer, {task}."
     return captions
 
 

@@ -18,8 +18,7 @@ from fintune.reporting.hardware import gpu_utilization, gpus_of_runs
 from fintune.reporting.run_data import RunData, together
 from fintune.reporting.stages import curriculum_comparison, tasks_beyond_shares
 from fintune.reporting.styles import Format, save, styled
-from fintune.reporting.wording import systems_of, tasks_of
-from fintune.schema.recipe import sanitize_name
+from fintune.reporting.wording import file_names, systems_of, tasks_of
 from fintune.schema.results import DocumentRecord, EvaluationResults
 
 _NO_STEP = "no training step is logged in metrics.jsonl"
@@ -103,8 +102,8 @@ def _wanted(runs: Sequence[RunData]) -> tuple[dict[str, tuple[_Wanted, str]], di
     }
     if any(len(run.stages) > 1 for run in runs):
         reasons |= {f"{task} in curriculum_comparison": _NO_SHARE for task in tasks_beyond_shares(runs)}
-    for task in tasks_of(results):
-        wanted |= _of_task(results, records, task, systems)
+    for task, name in file_names(tasks_of(results)).items():
+        wanted |= _of_task(results, records, task, name, systems)
         own = systems_of(results, task)
         if len(systems) and len(own) > MOST_SHOWN:
             why = f"these figures show {MOST_SHOWN} systems at most"
@@ -113,9 +112,8 @@ def _wanted(runs: Sequence[RunData]) -> tuple[dict[str, tuple[_Wanted, str]], di
 
 
 def _of_task(
-    results: EvaluationResults, records: Sequence[DocumentRecord], task: str, systems: Sequence[str]
+    results: EvaluationResults, records: Sequence[DocumentRecord], task: str, name: str, systems: Sequence[str]
 ) -> dict[str, tuple[_Wanted, str]]:
-    name = sanitize_name(task)
     own = [system for system in systems if results.find(task, system)]
     shown = own or ("base", "tuned")
     return {

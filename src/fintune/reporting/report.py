@@ -41,8 +41,8 @@ from fintune.reporting.tables import (
     time_table,
 )
 from fintune.reporting.verdict import verdict
-from fintune.reporting.wording import DISCLAIMER, interval, systems_of, tasks_of
-from fintune.schema.recipe import Recipe, sanitize_name
+from fintune.reporting.wording import DISCLAIMER, file_names, interval, systems_of, tasks_of
+from fintune.schema.recipe import Recipe
 from fintune.schema.results import DocumentRecord, EvaluationResults
 from fintune.schema.run_directory import RunDirectory
 
@@ -104,6 +104,7 @@ def write_report(
 
 def _sections(recipe: Recipe | None, results: EvaluationResults, data: RunData, drawn: Drawn) -> list[Section]:
     tasks, records = tasks_of(results), data.records
+    names = file_names(tasks).values()
     shows_texts = recipe is None or recipe.report.documents
     captions = picture_captions([data], results)
     pictures = {name: Picture(path, captions[name]) for name, path in drawn.first.items()}
@@ -121,7 +122,7 @@ def _sections(recipe: Recipe | None, results: EvaluationResults, data: RunData, 
         Section(
             "Confusion matrices",
             "confusion",
-            _named(pictures, *(f"confusion_{sanitize_name(task)}" for task in tasks)),
+            _named(pictures, *(f"confusion_{name}" for name in names)),
             confusion_tables(results),
         ),
         Section(
@@ -136,7 +137,7 @@ def _sections(recipe: Recipe | None, results: EvaluationResults, data: RunData, 
         Section(
             "Calibration",
             "calibration",
-            _named(pictures, *(f"calibration_{sanitize_name(task)}" for task in tasks)),
+            _named(pictures, *(f"calibration_{name}" for name in names)),
             paragraphs=_calibration_words(results),
         ),
         Section("Data and licences", "data", tables=_present(licence_table(results))),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fintune.metrics.families import MAX_TURN
+from fintune.schema.recipe import sanitize_name
 from fintune.schema.results import Estimate, EvaluationResults, OverlapReport, Protocol, TaskResult
 
 SYSTEM_NAMES = {
@@ -110,6 +111,24 @@ def answers_phrase(found: Iterable[TaskResult]) -> str:
 def tasks_of(results: EvaluationResults) -> list[str]:
     """Measured tasks in the order they were measured."""
     return list(dict.fromkeys(result.task for result in results.under("robust")))
+
+
+def file_names(tasks: Iterable[str]) -> dict[str, str]:
+    """What each task is called in names of files; of tasks that would share a name, the later ones are numbered.
+
+    Names that differ in case alone are one on some systems.
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for task in dict.fromkeys(tasks):
+        plain = name = sanitize_name(task)
+        number = 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{plain}-{number}"
+        taken.add(name.casefold())
+        names[task] = name
+    return names
 
 
 def systems_of(results: EvaluationResults, task: str | None = None, protocol: Protocol = "robust") -> list[str]:
