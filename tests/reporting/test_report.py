@@ -1,4 +1,5 @@
 import base64
+import json
 import re
 from html.parser import HTMLParser
 
@@ -7,6 +8,7 @@ from PIL import Image
 
 from fintune.reporting import write_report
 from fintune.reporting.curves import curves_caption, smoothed, training_curves
+from fintune.reporting.documents import documents_of
 from fintune.reporting.scores import comparisons_tables, systems_tables
 from fintune.reporting.tables import counts_table, facts_table
 from fintune.schema.results import EvaluationResults
@@ -242,3 +244,20 @@ def test_only_a_base_and_gappy_history(tmp_path, recipe, make_records, make_resu
     text = Page(page.read_text(encoding="utf-8")).text
     assert "there is no tuned model beside it" in text
     assert (tmp_path / "figures" / "training_curves.png").is_file()
+
+
+def test_half_a_character_and_unknown_probabilities_are_shown_as_what_they_are(tmp_path, make_records, make_results):
+    """Both come from files of other programs: an emoji that was cut in two, and NaN for a probability."""
+    half, labels = "\ud83d", ("up", "down \ud83d")
+    records = make_records("tuned", 0.6, 20, labels=labels, text=f"Cut {{}} {half}")
+    results = make_results({("tuned", "tfns"): make_records("tuned", 0.6, 20, labels=("up", "down"))}, ("up", "down"))
+    wrong = next(n for n, record in enumerate(records) if not record.correct)
+    for shares in ((float("nan"), 0.5), (float("inf"), 0.0)):
+        records[wrong] = records[wrong].model_copy(update={"probabilities": shares, "output": f"I say {half}"})
+        page = write_report(tmp_path, recipe=None, results=results, records=records, history=[], model_facts={})
+        assert "\ufffd" in page.read_text(encoding="utf-8") and "NaN" not in page.read_text(encoding="utf-8")
+    data = json.loads(documents_of(records).data)
+    assert data["text"][0] == "Cut company 0 \ufffd" and data["choices"] == [["up", "down \ufffd"]]
+    (tuned,) = data["systems"]
+    assert (tuned["sure"][wrong], tuned["shares"][wrong], tuned["written"][str(wrong)]) == (-1, 0, "I say \ufffd")
+    assert min(share for n, share in enumerate(tuned["sure"]) if n != wrong) > 0

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fintune.reporting.run_data import presentable
 from fintune.reporting.tables import answer_probability
 from fintune.reporting.wording import SYSTEM_ORDER, system_name
 from fintune.schema.results import DocumentRecord
@@ -37,7 +38,7 @@ class Documents:
 def documents_of(records: Sequence[DocumentRecord]) -> Documents | None:
     """The documents of all tasks; None without any. Of very many, those on which systems differ or err come first."""
     rows: dict[tuple[str, str], dict[str, DocumentRecord]] = {}
-    for record in records:
+    for record in presentable(records):
         rows.setdefault((record.task, record.example_id), {}).setdefault(record.system, record)
     if not rows:
         return None

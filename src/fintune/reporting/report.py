@@ -21,7 +21,7 @@ from fintune.reporting.html import Picture, Section, render_html
 from fintune.reporting.latex import latex_file, results_tables
 from fintune.reporting.markup import markdown_table, markdown_text
 from fintune.reporting.places import model_without_places, without_places
-from fintune.reporting.run_data import RunData, adapter_bytes, stage_results
+from fintune.reporting.run_data import RunData, adapter_bytes, presentable, stage_results
 from fintune.reporting.scores import (
     comparisons_tables,
     confusion_tables,
@@ -71,7 +71,7 @@ def write_report(
         title: title of the page; when left out the recipe's own title or name, or else a general one.
         other_ranks: the history of further processes of the run, by rank.
     """
-    documents = [record for record in records if record.protocol == "robust"]
+    documents = presentable(record for record in records if record.protocol == "robust")
     sources = tuple(model_without_places(one, "source", "split_note") for one in results.data)
     results = model_without_places(results, "model", "adapter", "counts").model_copy(update={"data": sources})
     model_facts = without_places(model_facts)

@@ -6,6 +6,7 @@ results, in which every run is a system.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 from fintune.reporting.wording import systems_of
 from fintune.schema.results import DocumentRecord, EvaluationResults, TaskResult
 from fintune.schema.run_directory import RunDirectory
+from fintune.sources.text import without_lone_surrogates
 
 History = Sequence[Mapping[str, Any]]
+_WORDS = ("system", "task", "example_id", "group", "target", "prediction", "output", "dialogue", "text", "reference")
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,36 @@ def read_run(run: RunDirectory, name: str = "") -> RunData:
     return RunData(
         name=name,
         results=run.read_results() if run.results.is_file() else None,
-        records=run.read_records(),
+        records=presentable(run.read_records()),
         history=run.read_history(),
         other_ranks=run.read_other_ranks(),
         facts=run.read_facts(),
         adapter_bytes=adapter_bytes(run),
         stages=stage_results(run),
     )
+
+
+def presentable(records: Iterable[DocumentRecord]) -> list[DocumentRecord]:
+    """The records as pages and figures can show them.
+
+    A lone half of a character pair, which UTF-8 has no bytes for, becomes U+FFFD. Probabilities one of which is no
+    finite number are not known.
+    """
+    return [_presentable(record) for record in records]
+
+
+def _presentable(record: DocumentRecord) -> DocumentRecord:
+    changed: dict[str, Any] = {}
+    for name in _WORDS:
+        value = getattr(record, name)
+        if (clean := without_lone_surrogates(value)) != value:
+            changed[name] = clean
+    choices = tuple(map(without_lone_surrogates, record.choices))
+    if choices != record.choices:
+        changed["choices"] = choices
+    if record.probabilities is not None and not all(map(math.isfinite, record.probabilities)):
+        changed["probabilities"] = None
+    return record.model_copy(update=changed) if changed else record
 
 
 def adapter_bytes(run: RunDirectory) -> int | None:
