@@ -58,6 +58,9 @@ def serve(
     max_prompt_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest prompt; what fits by default.", rich_help_panel=_LIMITS)
     ] = None,
+    max_classify_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of one classification.", rich_help_panel=_LIMITS)
+    ] = 1 << 16,
     requests_per_minute: RequestRate = None,
     tokens_per_minute: TokenRate = None,
     max_concurrent: MostConcurrent = None,
@@ -87,6 +90,7 @@ def serve(
         max_body_bytes=max_body_bytes,
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
+        max_classify_tokens=max_classify_tokens,
         request_timeout_s=request_timeout,
         drain_s=drain,
         limits=KeyLimits(requests_per_minute, tokens_per_minute, max_concurrent),

@@ -186,7 +186,7 @@ def test_a_step_that_fails_ends_its_answers_and_nothing_else(live, monkeypatch):
             assert code(client.post(PATH, json=chat())) == (500, "failed")
         assert client.post(PATH, json=chat()).status_code == 200
         with monkeypatch.context() as patch:
-            patch.setattr("fintune.serving.server.engine.choice_log_likelihoods", lambda *given, **more: 1 / 0)
+            patch.setattr("fintune.serving.server.classifying.choice_log_likelihoods", lambda *given, **more: 1 / 0)
             assert code(client.post("/v1/classify", json={"model": "one", "input": "x"})) == (500, "failed")
         assert client.post("/v1/classify", json={"model": "one", "input": "x"}).status_code == 200
     assert settled(live)

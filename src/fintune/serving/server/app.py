@@ -28,9 +28,10 @@ from fintune.serving.server.logs import ServerLog
 from fintune.serving.server.metrics import Metrics
 from fintune.serving.server.models import ServedModels
 from fintune.serving.server.problems import HttpProblem, bad_request
-from fintune.serving.server.routes import Routes, Waiting, location
+from fintune.serving.server.routes import Routes, location
 from fintune.serving.server.settings import ServerSettings
 from fintune.serving.server.streams import ClientGone
+from fintune.serving.server.waiting import Waiting
 from fintune.serving.server.watching import AdapterFolder, Change
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class Service:
         ):
             told = _responses(401, 404, 503)
             app.add_api_route(path, reads, methods=["GET"], response_model=listed, responses=told, dependencies=keyed)
-        unwell = {503: {"model": wire.Health, "description": "It drains, or its engine has died."}}
+        unwell = {503: {"model": wire.Health, "description": "It drains, or its engine is stuck or has died."}}
         app.add_api_route("/health", routes.health, methods=["GET"], response_model=wire.Health, responses=unwell)
         page: dict[int | str, Any] = {200: {"content": {"text/plain": {}}}, **_responses(401, 503)}
         app.add_api_route(

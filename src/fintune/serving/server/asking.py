@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from fintune.models.window import context_window
 from fintune.schema.example import Example, Message
 from fintune.serving.asking import is_chat
+from fintune.serving.server.classifying import computed_tokens
 from fintune.serving.server.constraints import choice_grammar, json_grammar, require_usable
 from fintune.serving.server.jobs import Form, Manner
 from fintune.serving.server.models import ServedModel
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fintune.trees.prefix_tree import IntArray
 
 COLDEST = 1e-3
+_READ_TOGETHER = 16  # texts between two looks at how many tokens there are
 _ROLES = {"developer": "system"}
 
 
@@ -126,8 +128,6 @@ def _prompted(
     limits: KeyLimits,
 ) -> Prompted:
     n = request.n or 1
-    if len(prompts) * n > settings.max_answers:
-        raise bad_request(f"One request may ask for {settings.max_answers} answers.", "too_many_answers")
     rooms = [_room(len(prompt), asked, model, settings, limits) for prompt in prompts]
     manner = _manner(request, model)
     vocabulary = int(model.predictor.scorer.model.model.config.get_text_config().vocab_size)
@@ -209,11 +209,28 @@ def read_questions(request: ClassifyRequest, model: ServedModel, settings: Serve
     if model.predictor.template == "none":
         raise bad_request("This model has no chat template to ask with.", "no_chat_template")
     examples = _examples(request, texts, model)
-    found = encode_all(model.predictor.scorer.chat, examples)
-    missing = sorted(set(range(len(texts))) - set(found.kept))
-    if missing:
-        raise bad_request(f"Text {missing[0]} of the input does not fit the model.", "context_length_exceeded")
-    return Questions(tuple(examples), found.encoded)
+    return Questions(tuple(examples), tuple(_encoded(examples, model, settings.max_classify_tokens)))
+
+
+def _encoded(examples: Sequence[Example], model: ServedModel, most: int) -> list[EncodedExample]:
+    """The tokens of questions; no more of them are read than are allowed."""
+    encoded: list[EncodedExample] = []
+    scorer, n_tokens = model.predictor.scorer, 0
+    for start in range(0, len(examples), _READ_TOGETHER):
+        found = encode_all(scorer.chat, examples[start : start + _READ_TOGETHER])
+        missing = set(range(len(examples[start : start + _READ_TOGETHER]))) - set(found.kept)
+        if missing:
+            number = start + min(missing)
+            raise bad_request(f"Text {number} of the input does not fit the model.", "context_length_exceeded")
+        encoded += found.encoded
+        n_tokens += sum(computed_tokens(text, scorer.packing) for text in found.encoded)
+        if n_tokens > most:
+            raise bad_request(
+                f"The texts with all their choices have more than {most:,} tokens, which is the most of one request. "
+                "Send fewer texts or choices at a time.",
+                "too_many_tokens",
+            )
+    return encoded
 
 
 def _examples(request: ClassifyRequest, texts: Sequence[str], model: ServedModel) -> list[Example]:

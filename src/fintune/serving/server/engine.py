@@ -14,16 +14,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fintune.inference.likelihood import choice_log_likelihoods, softmax
+from fintune.serving.server.classifying import Classification, ClassificationQueue, Told
 from fintune.serving.server.jobs import Job
 from fintune.serving.server.lanes import Lane
 from fintune.serving.server.problems import HttpProblem
@@ -35,20 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TURN = 4  # steps of one lane before what has arrived, and other lanes, are looked at: switching adapters takes time
-CHUNK = 16  # texts classified before the writing goes on
 _FAILED = "The answer could not be written; the server's log says why."
 Task = Callable[[], None]
-
-
-@dataclass(eq=False)
-class Classification:
-    """Texts to be classified, and the probabilities of their choices as far as they are known."""
-
-    model: ServedModel
-    texts: tuple[EncodedExample, ...]
-    found: asyncio.Future[list[FloatArray]]
-    known: list[FloatArray]
-    cancelled: bool = False
 
 
 class Engine:
@@ -58,10 +45,11 @@ class Engine:
         self._inbox: SimpleQueue[Task | None] = SimpleQueue()
         self._outbox: list[Task] = []
         self._lanes: list[Lane] = []
-        self._classifying: deque[Classification] = deque()
+        self._classifying = ClassificationQueue()
         self._retired: list[tuple[ServedModel, Callable[[], None]]] = []
         self._thread = threading.Thread(target=self._run, name="fintune-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stepped: float | None = None  # when, while there is something to do
 
     def start(self) -> None:
         """Begins to work, for the event loop that is running."""
@@ -78,6 +66,12 @@ class Engine:
         """Whether the thread is at work."""
         return self._thread.is_alive()
 
+    @property
+    def stuck_s(self) -> float:
+        """Seconds since the thread last got a step further; 0 while it has nothing to do."""
+        stepped = self._stepped
+        return 0.0 if stepped is None else time.monotonic() - stepped
+
     def submit(self, make: Callable[[Callable[[Any], None]], Job], receive: Callable[[Any], None]) -> Job:
         """Queues a job; ``receive`` gets its pieces in the event loop.
 
@@ -89,15 +83,32 @@ class Engine:
         self._inbox.put(partial(self._take_job, job))
         return job
 
-    async def classify(self, model: ServedModel, texts: tuple[EncodedExample, ...]) -> list[FloatArray]:
-        """For each text the probabilities of its choices."""
+    def classify(
+        self, model: ServedModel, texts: tuple[EncodedExample, ...], released: Callable[[], None]
+    ) -> tuple[Classification, asyncio.Future[list[FloatArray]]]:
+        """Queues a classification; whoever no longer waits for it cancels it.
+
+        Args:
+            model: what is asked.
+            texts: with their choices.
+            released: called in the event loop once the engine has let go of them.
+
+        Returns:
+            The classification, and the probabilities of each text's choices to wait for.
+        """
         assert self._loop is not None, "start the engine first"
-        asked = Classification(model, texts, self._loop.create_future(), [])
+        found = self._loop.create_future()
+
+        def receive(told: Told) -> None:
+            released()
+            if isinstance(told, HttpProblem):
+                _settle(found, error=told)
+            elif told is not None:
+                _settle(found, told)
+
+        asked = Classification(model, texts, lambda told: self._outbox.append(partial(receive, told)))
         self._inbox.put(partial(self._take_classification, asked))
-        try:
-            return await asked.found
-        finally:
-            asked.cancelled = True
+        return asked, found
 
     async def call(self, function: Callable[[], Any]) -> Any:
         """Runs a function in the engine's thread, between two steps, and returns what it returns."""
@@ -109,6 +120,7 @@ class Engine:
     def _run(self) -> None:
         with torch.no_grad():  # of this thread alone
             while self._receive(block=self._is_idle):
+                self._stepped = time.monotonic()
                 try:
                     self._turn()
                 except Exception:  # of the engine itself: the jobs of the lanes have their own handling
@@ -121,9 +133,10 @@ class Engine:
 
     def _receive(self, *, block: bool) -> bool:
         """Runs what has arrived; False when it is time to end."""
+        self._stepped = None if block else self._stepped
         try:
             while (task := self._inbox.get(block=block)) is not None:
-                block = False
+                block, self._stepped = False, time.monotonic()
                 try:
                     task()
                 except Exception:
@@ -140,13 +153,15 @@ class Engine:
             except Exception:
                 log.exception("A lane failed; its answers end here.")
                 lane.fail_all(HttpProblem(500, _FAILED, "failed"))
-        self._classify()
+            self._stepped = time.monotonic()
+        self._classifying.turn()
         self._sweep()
 
     def _write(self, lane: Lane) -> None:
         with lane.using():
             for step in range(10 * TURN):
                 lane.step()
+                self._stepped = time.monotonic()
                 self._hand_out()
                 others = self._classifying or len(self._lanes) > 1 or not self._inbox.empty()
                 if lane.is_idle or (others and step + 1 >= TURN):
@@ -167,47 +182,10 @@ class Engine:
 
     def _take_classification(self, asked: Classification) -> None:
         if asked.model.retired:
-            problem = HttpProblem(404, f"The model {asked.model.name} was taken away.", "model_not_found")
-            self._outbox.append(partial(_settle, asked.found, error=problem))
+            asked.tell(HttpProblem(404, f"The model {asked.model.name} was taken away.", "model_not_found"))
             return
         asked.model.predictor.scorer.model.model.eval()
-        self._classifying.append(asked)
-
-    def _classify(self) -> None:
-        """Classifies a few texts, of several requests where they ask the same adapter."""
-        while self._classifying and self._classifying[0].cancelled:
-            self._classifying.popleft()
-        if not self._classifying:
-            return
-        first = self._classifying[0]
-        chosen: list[tuple[Classification, EncodedExample]] = []
-        for asked in self._classifying:
-            if asked.model is first.model and not asked.cancelled:
-                left = asked.texts[len(asked.known) : len(asked.known) + CHUNK - len(chosen)]
-                chosen += [(asked, text) for text in left]
-        try:
-            found = self._probabilities(first.model, [text for _, text in chosen])
-        except Exception:
-            log.exception("A classification failed.")
-            problem = HttpProblem(500, "The texts could not be classified; the server's log says why.", "failed")
-            for asked in dict.fromkeys(asked for asked, _ in chosen):
-                self._classifying.remove(asked)
-                self._outbox.append(partial(_settle, asked.found, error=problem))
-            return
-        for (asked, _), probabilities in zip(chosen, found, strict=True):
-            asked.known.append(probabilities)
-        for asked in dict.fromkeys(asked for asked, _ in chosen):
-            if len(asked.known) == len(asked.texts):
-                self._classifying.remove(asked)
-                self._outbox.append(partial(_settle, asked.found, asked.known))
-
-    def _probabilities(self, model: ServedModel, texts: list[EncodedExample]) -> list[FloatArray]:
-        scorer = model.predictor.scorer
-        with model.predictor.using():
-            scores = choice_log_likelihoods(
-                scorer.model, texts, tokens_per_batch=scorer.tokens_per_batch, packing=scorer.packing
-            )
-        return [softmax(score) for score in scores]
+        self._classifying.add(asked)
 
     def _call(self, function: Callable[[], Any], found: asyncio.Future[Any]) -> None:
         try:
@@ -224,10 +202,9 @@ class Engine:
     def _sweep(self) -> None:
         """Leaves idle lanes alone, and forgets retired models that nothing uses any more."""
         self._lanes = [lane for lane in self._lanes if not lane.is_idle]
-        classified = {id(asked.model) for asked in self._classifying}
         for entry in list(self._retired):
             model, forget = entry
-            if not model.lane.uses(model) and id(model) not in classified:
+            if not model.lane.uses(model) and not self._classifying.uses(model):
                 self._retired.remove(entry)
                 forget()
 

@@ -1,6 +1,7 @@
 """One answer on its way: how it is to be written, what there is of it, and whom it is handed to.
 
-Enters: a prompt as tokens. Leaves: ``Piece`` objects, the last of which says how the answer ended.
+Enters: a prompt as tokens. Leaves: ``Piece`` objects, the last of which says how the answer ended. Every job has one
+last piece, also when nobody waits for it any more: it says that the engine has let go of the job.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class Job:
         if self._first_token_s is None:
             self._first_token_s = time.perf_counter() - self._submitted
         if self.cancelled:
-            self.done = True
+            self.drop()
             return
         if token in end_ids:
             self.finish("stop")
@@ -175,15 +176,21 @@ class Job:
 
     def finish(self, ended: Ended) -> None:
         """Ends it with what there is."""
-        self.done = True
         self._pending += self._text.rest()
-        last = Piece(self.index, self._pending, self.n_tokens, ended, first_token_s=self._first_token_s)
-        self._deliver(last)
+        self._end(Piece(self.index, self._pending, self.n_tokens, ended, first_token_s=self._first_token_s))
 
     def fail(self, problem: HttpProblem) -> None:
         """Ends it without an answer."""
-        self.done = True
-        self._deliver(Piece(self.index, "", self.n_tokens, problem=problem))
+        self._end(Piece(self.index, "", self.n_tokens, problem=problem))
+
+    def drop(self) -> None:
+        """Ends it as nobody waits for it any more; who counts open answers hears of that too."""
+        self.fail(HttpProblem(499, "The client has gone.", "client_gone"))
+
+    def _end(self, last: Piece) -> None:
+        if not self.done:
+            self.done = True
+            self._deliver(last)
 
 
 class JobChooser:

@@ -116,7 +116,8 @@ class SlotLane:
     def _drop_cancelled(self, writer: SlotWriter) -> None:
         for number, job in self._jobs.items():
             if job.cancelled:
-                self._drafts[number].done = job.done = True
+                job.drop()
+                self._drafts[number].done = True
         writer.waiting = [draft for draft in writer.waiting if not draft.done]
         writer.drop_done()
 

@@ -30,7 +30,7 @@ from fintune.serving.server.problems import HttpProblem
 from fintune.serving.switching import AdapterHost, base_section
 from fintune.trees.chat import ChatFormat
 
-KEPT_PIECES = 128  # of prompts, which come from anyone and are rarely alike
+KEPT_PIECES = 300  # of prompts, which come from anyone and are rarely alike; all choices of one request find room
 MakeLane = Callable[[Predictor], Lane]
 
 

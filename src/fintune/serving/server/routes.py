@@ -7,53 +7,34 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fastapi import Request, Response
 
 from fintune.serving.server import wire
-from fintune.serving.server.asking import Prompted, read_chat, read_completion, read_questions
+from fintune.serving.server.asking import Prompted, Questions, read_chat, read_completion, read_questions
 from fintune.serving.server.engine import Engine
 from fintune.serving.server.guard import Facts
 from fintune.serving.server.jobs import Job, Piece
 from fintune.serving.server.limits import Limiter, Reservation
 from fintune.serving.server.metrics import CONTENT_TYPE, Metrics
 from fintune.serving.server.models import ServedModel, ServedModels
-from fintune.serving.server.problems import HttpProblem, too_busy
+from fintune.serving.server.problems import HttpProblem, bad_request
 from fintune.serving.server.settings import ServerSettings
 from fintune.serving.server.streams import ClientGone, EventStream, frame, until_gone
+from fintune.serving.server.waiting import Places, Waiting
 from fintune.serving.server.wire import ChatRequest, ClassifyRequest, CompletionRequest
+from fintune.trees.prefix_tree import FloatArray
 
 T = TypeVar("T")
 Writing = ChatRequest | CompletionRequest
-
-
-@dataclass
-class Waiting:
-    """How much is asked for at the moment, and how long answers take; used from the event loop alone."""
-
-    slots: int
-    most: int
-    open: int = 0
-    mean_s: float = 1.0
-
-    def require_room(self, n: int) -> None:
-        """Raises a 429 where ``n`` more answers would have to wait behind too many others."""
-        if self.open + n > self.slots + self.most:
-            wait_s = math.ceil(self.mean_s * (self.open + n - self.most) / self.slots)
-            raise too_busy("Too many requests are waiting.", "overloaded", min(60, max(1, wait_s)))
-
-    def finished(self, seconds: float) -> None:
-        """Takes an answer's time into the running mean."""
-        self.mean_s += 0.1 * (seconds - self.mean_s)
 
 
 @dataclass
@@ -84,30 +65,32 @@ class Routes:
         model = self.models.get(body.model)
         facts: Facts = request.state.facts
         read = partial(read_chat, body, model, self.settings, facts.key.limits)
-        return await self._write(body, model, read, request, _CHAT)
+        return await self._write(body, body.n or 1, model, read, request, _CHAT)
 
     async def completions(self, body: CompletionRequest, request: Request) -> Any:
         """Goes on with texts."""
         model = self.models.get(body.model)
         facts: Facts = request.state.facts
         read = partial(read_completion, body, model, self.settings, facts.key.limits)
-        return await self._write(body, model, read, request, _COMPLETION)
+        n_prompts = 1 if isinstance(body.prompt, str) else len(body.prompt)
+        return await self._write(body, n_prompts * (body.n or 1), model, read, request, _COMPLETION)
 
     async def _write(
-        self, body: Writing, model: ServedModel, read: Callable[[], Prompted], request: Request, shape: _Shape
+        self, body: Writing, n: int, model: ServedModel, read: Callable[[], Prompted], request: Request, shape: _Shape
     ) -> Any:
         facts: Facts = request.state.facts
         facts.told["model"] = model.name
         if self.settings.log_text:
             facts.told["asked"] = body.model_dump(include={"messages", "prompt"})
-        self.waiting.require_room(1)  # before a long prompt is read for nothing
-        prompted = await self._read(read)
-        self.waiting.require_room(len(prompted.prompts))
+        if n > self.settings.max_answers:
+            raise bad_request(f"One request may ask for {self.settings.max_answers} answers.", "too_many_answers")
+        with self.waiting.taken(n) as places:
+            prompted = await self._read(read)
+            answers = self._answers(model, prompted, places, facts)
+            await anext(answers)  # the engine has the jobs; what is refused is refused with a status code
         head = {"id": f"{shape.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model.name}
-        answers = self._answers(body, model, prompted, facts)
         if body.stream:
             with_usage = bool(body.stream_options and body.stream_options.include_usage)
-            await anext(answers)  # the reservation is made: what is refused is refused with a status code
             return EventStream(_events(answers, head, shape, prompted, with_usage), self.settings.send_timeout_s)
         return await _unless_gone(request, self._whole(answers, head, shape, prompted))
 
@@ -128,13 +111,13 @@ class Routes:
         return shape.answer(**head, choices=choices, usage=usage)
 
     async def _answers(
-        self, body: Writing, model: ServedModel, prompted: Prompted, facts: Facts
+        self, model: ServedModel, prompted: Prompted, places: Places, facts: Facts
     ) -> AsyncGenerator[Piece | None, None]:
         """None once the request is taken, then the pieces of all answers as they come, to the end of each."""
         began, pieces = time.perf_counter(), asyncio.Queue[Piece]()
         with self.limiter.tokens(facts.key, prompted.most_tokens) as reserved:
             reserved.used = prompted.prompt_tokens
-            async with self._jobs(model, prompted, pieces) as jobs:
+            with self._jobs(model, prompted, places, pieces) as jobs:
                 yield None
                 try:
                     async for piece in self._until_late(pieces, len(jobs)):
@@ -180,22 +163,20 @@ class Routes:
         self.metrics.tokens.labels(model.name, "completion").inc(written)
         facts.told |= {"prompt_tokens": prompted.prompt_tokens, "completion_tokens": written}
 
-    @asynccontextmanager
-    async def _jobs(
-        self, model: ServedModel, prompted: Prompted, pieces: asyncio.Queue[Piece]
-    ) -> AsyncIterator[list[Job]]:
-        """Jobs at work while the block runs."""
-        self.waiting.open += len(prompted.prompts)
+    @contextmanager
+    def _jobs(
+        self, model: ServedModel, prompted: Prompted, places: Places, pieces: asyncio.Queue[Piece]
+    ) -> Iterator[list[Job]]:
+        """Jobs at work while the block runs; the engine holds the place of each until it has let go of it."""
         jobs: list[Job] = []
         try:
             for index, (prompt, manner) in enumerate(zip(prompted.prompts, prompted.manners, strict=True)):
                 make = partial(Job, model, prompt, manner, index=index)
-                jobs.append(self.engine.submit(make, pieces.put_nowait))
+                jobs.append(self.engine.submit(make, partial(_receive, pieces, places.hand_over())))
             yield jobs
         finally:
             for job in jobs:
                 job.cancelled = True
-            self.waiting.open -= len(prompted.prompts)
 
     async def _read(self, read: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.reader, read)
@@ -205,19 +186,11 @@ class Routes:
         model = self.models.get(body.model)
         facts: Facts = request.state.facts
         facts.told["model"] = model.name
-        self.waiting.require_room(1)
-        questions = await self._read(partial(read_questions, body, model, self.settings))
-        self.waiting.require_room(1)
-        with self.limiter.tokens(facts.key, questions.n_tokens) as reserved:
-            reserved.used = questions.n_tokens
-            self.waiting.open += 1
-            try:
-                async with asyncio.timeout(self.settings.request_timeout_s):
-                    found = await _unless_gone(request, self.engine.classify(model, questions.encoded))
-            except TimeoutError:
-                raise HttpProblem(504, "The answer took too long.", "timeout") from None
-            finally:
-                self.waiting.open -= 1
+        with self.waiting.taken(1) as places:
+            questions = await self._read(partial(read_questions, body, model, self.settings))
+            with self.limiter.tokens(facts.key, questions.n_tokens) as reserved:
+                reserved.used = questions.n_tokens
+                found = await self._classified(model, questions, places, request)
         self.metrics.tokens.labels(model.name, "prompt").inc(questions.n_tokens)
         facts.told |= {"prompt_tokens": questions.n_tokens, "texts": len(found)}
         data = []
@@ -228,6 +201,18 @@ class Routes:
         head = {"id": f"classify-{secrets.token_hex(12)}", "created": int(time.time()), "model": model.name}
         return wire.ClassifyAnswer(**head, data=data, usage=_usage(questions.n_tokens, 0))
 
+    async def _classified(
+        self, model: ServedModel, questions: Questions, places: Places, request: Request
+    ) -> list[FloatArray]:
+        asked, found = self.engine.classify(model, questions.encoded, places.hand_over())
+        try:
+            async with asyncio.timeout(self.settings.request_timeout_s):
+                return cast(list[FloatArray], await _unless_gone(request, found))
+        except TimeoutError:
+            raise HttpProblem(504, "The answer took too long.", "timeout") from None
+        finally:
+            asked.cancelled = True
+
     async def list_models(self) -> Any:
         """All models that requests can name."""
         return wire.ModelList(data=[_card(model) for model in self.models.by_name.values()])
@@ -237,8 +222,10 @@ class Routes:
         return _card(self.models.get(name))
 
     async def health(self, response: Response) -> Any:
-        """Whether requests are taken: 200, or 503 while the server drains or its engine has died."""
-        status = "draining" if self.is_draining() else "ok" if self.engine.is_alive else "failed"
+        """Whether requests are taken: 200, or 503 while the server drains, or its engine is stuck or has died."""
+        status = "failed" if not self.engine.is_alive else "draining" if self.is_draining() else "ok"
+        if status == "ok" and self.engine.stuck_s > self.settings.stuck_s:
+            status = "stuck"
         response.status_code = 200 if status == "ok" else 503
         return wire.Health(status=status, models=len(self.models.by_name), waiting=self.waiting.open)
 
@@ -279,6 +266,12 @@ _CHAT = _Shape(
 _COMPLETION = _Shape(
     "cmpl", wire.CompletionAnswer, _completion_choice, "text_completion", lambda piece: {"text": piece.text}
 )
+
+
+def _receive(pieces: asyncio.Queue[Piece], released: Callable[[], None], piece: Piece) -> None:
+    if piece.is_last:
+        released()
+    pieces.put_nowait(piece)
 
 
 async def _events(

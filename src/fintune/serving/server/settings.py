@@ -31,16 +31,18 @@ class ServerSettings:
 
     Attributes:
         slots: answers of one adapter written at once; None takes what suits the device.
-        max_waiting: answers that may wait for a slot; more are refused with 429.
+        max_waiting: answers, and requests read or classified, that may wait for a slot; more are refused with 429.
         max_body_bytes: largest request body.
         max_new_tokens: most tokens of an answer that a request may ask for.
         default_new_tokens: tokens of an answer where the request names no limit.
         max_prompt_tokens: longest prompt; None allows what the model's window holds beside the answer.
         max_answers: most prompts times answers of one request.
         max_inputs: most texts of one classification.
+        max_classify_tokens: most tokens of one classification, texts and choices together.
         request_timeout_s: from a request's arrival to the end of its answer.
         body_timeout_s: for the whole body to arrive.
         send_timeout_s: for a client to take the next piece of a stream.
+        stuck_s: a step of the engine that takes longer makes /health say so.
         drain_s: how long answers may take to end after SIGTERM.
         limits: of a key that has none of its own, and of everyone where there are no keys.
         log_text: write prompts and answers into the log.
@@ -54,9 +56,11 @@ class ServerSettings:
     max_prompt_tokens: int | None = None
     max_answers: int = 32
     max_inputs: int = 256
+    max_classify_tokens: int = 1 << 16
     request_timeout_s: float = 300.0
     body_timeout_s: float = 15.0
     send_timeout_s: float = 30.0
+    stuck_s: float = 120.0
     drain_s: float = 30.0
     limits: KeyLimits = KeyLimits()
     log_text: bool = False

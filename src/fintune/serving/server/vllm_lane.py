@@ -133,7 +133,7 @@ class VllmLane:
         if numbers:
             self._engine.abort_request(numbers)
         for number in numbers:
-            self._jobs.pop(number).job.done = True
+            self._jobs.pop(number).job.drop()
 
     def fail_all(self, problem: HttpProblem) -> None:
         """Ends all jobs without an answer."""

@@ -244,7 +244,7 @@ class ModelList(BaseModel):
 class Health(BaseModel):
     """Whether requests are taken."""
 
-    status: Literal["ok", "draining", "failed"]
+    status: Literal["ok", "draining", "stuck", "failed"]
     models: int
     waiting: int
 
