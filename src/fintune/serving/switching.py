@@ -91,7 +91,10 @@ class AdapterHost:
         try:
             load_beside(self.loaded, model, folder, inner)
         except BaseException:
-            if inner in model.peft_config:  # it did not fit, and must not stay half there
+            # It must not stay half there: peft would hold every later adapter against its tensors. Where peft itself
+            # failed it has forgotten the configuration already, and without one it deletes nothing.
+            model.peft_config.setdefault(inner, next(iter(model.peft_config.values())))
+            with peft_quiet():
                 model.delete_adapter(inner)
             raise
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft.tuners.lora.layer import LoraLayer
 from tests.inference.test_equality import with_random_adapter
 from tests.serving.server.conftest import chat
 from tests.serving.server.test_hostile import settled
@@ -137,6 +138,26 @@ def test_a_first_adapter_that_does_not_fit_leaves_the_base_as_it_was(places, tmp
     assert host.base.predict(["Sales rose"])[0].probabilities == expected
     again = host.add(places.adapters["one"])
     assert again.predict(["Sales rose"])[0].probabilities == alone.predict(["Sales rose"])[0].probabilities
+
+
+def test_an_adapter_that_ran_out_of_memory_halfway_keeps_no_later_one_out(places, monkeypatch):
+    host = AdapterHost(base_section(str(places.base), {}, None), device=CPU)
+    first = host.add(places.adapters["one"])
+    expected = [predictor.predict(["Sales rose"])[0].probabilities for predictor in (host.base, first)]
+    whole, calls = LoraLayer.reset_lora_parameters, []
+
+    def out_of_memory(layer, *given, **more):
+        calls.append(layer)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError
+        return whole(layer, *given, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(LoraLayer, "reset_lora_parameters", out_of_memory)
+        host.add(places.adapters["two"])
+    assert [predictor.predict(["Sales rose"])[0].probabilities for predictor in (host.base, first)] == expected
+    alone = fintune.load(places.adapters["two"], device="cpu").predict(["Sales rose"])[0].probabilities
+    assert host.add(places.adapters["two"]).predict(["Sales rose"])[0].probabilities == alone
 
 
 def test_names_and_bases_that_do_not_go_together(places):
