@@ -144,7 +144,7 @@ def test_open_requests_tokens_and_waiting_answers_are_limited(another):
 
 
 def test_a_request_that_takes_too_long_ends_and_frees_its_slot(another):
-    with another(request_timeout_s=0.05, slots=1) as server, server.client() as client:
+    with another(request_timeout_s=0.3, slots=1) as server, server.client() as client:
         body = chat(max_tokens=512, logit_bias={"2": -100})
         assert code(client.post(PATH, json=body)) == (504, "timeout")
         with client.stream("POST", PATH, json={**body, "stream": True}) as stream:

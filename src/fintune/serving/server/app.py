@@ -134,7 +134,7 @@ class Service:
             with suppress(asyncio.CancelledError):
                 await looking
             await self.engine.stop()
-            self.routes.reader.shutdown(wait=False, cancel_futures=True)
+            self.routes.reader.stop()
             self.server_log.event("stopped")
 
     async def _look(self) -> None:

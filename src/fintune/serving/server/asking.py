@@ -19,7 +19,7 @@ from fintune.serving.server.classifying import computed_tokens
 from fintune.serving.server.constraints import choice_grammar, json_grammar, require_usable
 from fintune.serving.server.jobs import Form, Manner
 from fintune.serving.server.models import ServedModel
-from fintune.serving.server.problems import bad_request
+from fintune.serving.server.problems import HttpProblem, bad_request
 from fintune.serving.server.settings import KeyLimits, ServerSettings
 from fintune.serving.server.wire import ChatRequest, ClassifyRequest, CompletionRequest, SchemaFormat
 from fintune.serving.writing import fresh_seed
@@ -87,6 +87,9 @@ def read_chat(request: ChatRequest, model: ServedModel, settings: ServerSettings
     messages = [Message(_ROLES.get(turn.role, turn.role), turn.said) for turn in request.messages]  # type: ignore[arg-type]  # the roles of both are the same words
     if not any(message.content.strip() for message in messages):
         raise bad_request("The messages are empty.", "empty_prompt")
+    asked = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
+    longest = _longest_prompt(asked, model, settings, limits)
+    _require_short(request.n_characters, longest, model)
     if is_chat(model.predictor, True):
         try:
             prompt = chat.prompt(messages)
@@ -94,7 +97,6 @@ def read_chat(request: ChatRequest, model: ServedModel, settings: ServerSettings
             raise bad_request(f"The model's template does not take these turns ({error}).", "bad_turns") from error
     else:
         prompt = _opened(model, "\n".join(message.content for message in messages))
-    asked = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
     return _prompted(request, [prompt], asked, model, settings, limits)
 
 
@@ -106,10 +108,13 @@ def read_completion(
     Raises:
         HttpProblem: they are empty, or do not fit.
     """
-    texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
-    if not all(texts):
+    if not all(request.prompts):
         raise bad_request("A prompt is empty.", "empty_prompt")
-    return _prompted(request, [_opened(model, text) for text in texts], request.max_tokens, model, settings, limits)
+    longest = _longest_prompt(request.max_tokens, model, settings, limits)
+    for text in request.prompts:
+        _require_short(len(text), longest, model)
+    prompts = [_opened(model, text) for text in request.prompts]
+    return _prompted(request, prompts, request.max_tokens, model, settings, limits)
 
 
 def _opened(model: ServedModel, text: str) -> IntArray:
@@ -139,21 +144,43 @@ def _prompted(
     )
 
 
-def _room(n_prompt: int, asked: int | None, model: ServedModel, settings: ServerSettings, limits: KeyLimits) -> int:
-    """Tokens of an answer: what was asked for, or as many as are usual and fit."""
-    most = min(settings.max_new_tokens, limits.max_new_tokens or settings.max_new_tokens)
+def _most_new(settings: ServerSettings, limits: KeyLimits) -> int:
+    return min(settings.max_new_tokens, limits.max_new_tokens or settings.max_new_tokens)
+
+
+def _window(model: ServedModel) -> int:
+    scorer = model.predictor.scorer
+    return context_window(scorer.model.model.config) or scorer.chat.max_length
+
+
+def _longest_prompt(asked: int | None, model: ServedModel, settings: ServerSettings, limits: KeyLimits) -> int:
+    """Most tokens of a prompt beside the answer; 0 or less where the answer alone fills the window."""
+    most, window = _most_new(settings, limits), _window(model)
     if asked is not None and asked > most:
         raise bad_request(f"max_tokens is {asked:,}, and at most {most:,} are allowed.", "max_tokens_too_large")
-    scorer = model.predictor.scorer
-    window = context_window(scorer.model.model.config) or scorer.chat.max_length
-    longest = min(settings.max_prompt_tokens or window, window - (1 if asked is None else asked))
+    return min(settings.max_prompt_tokens or window, window - (1 if asked is None else asked))
+
+
+def _require_short(n_characters: int, longest: int, model: ServedModel) -> None:
+    """Refuses, before it is tokenised, a text that has too many tokens however long each of them is."""
+    if n_characters > max(longest, 0) * model.longest_token:
+        raise bad_request(
+            f"The prompt has {n_characters:,} characters, more than the {max(longest, 0):,} tokens that fit beside the "
+            "answer can hold. Shorten it, or lower max_tokens.",
+            "context_length_exceeded",
+        )
+
+
+def _room(n_prompt: int, asked: int | None, model: ServedModel, settings: ServerSettings, limits: KeyLimits) -> int:
+    """Tokens of an answer: what was asked for, or as many as are usual and fit."""
+    longest = _longest_prompt(asked, model, settings, limits)
     if n_prompt > longest:
         raise bad_request(
             f"The prompt has {n_prompt:,} tokens, and {max(longest, 0):,} fit beside the answer. "
             "Shorten it, or lower max_tokens.",
             "context_length_exceeded",
         )
-    return asked or min(settings.default_new_tokens, most, window - n_prompt)
+    return asked or min(settings.default_new_tokens, _most_new(settings, limits), _window(model) - n_prompt)
 
 
 def _manner(request: ChatRequest | CompletionRequest, model: ServedModel) -> Manner:
@@ -200,7 +227,7 @@ def read_questions(request: ClassifyRequest, model: ServedModel, settings: Serve
         HttpProblem: a text is empty or does not fit, or there is nothing to choose from.
         FintuneError: there is no such task, or it has no labels.
     """
-    texts = [request.input] if isinstance(request.input, str) else request.input
+    texts = request.texts
     if len(texts) > settings.max_inputs:
         raise bad_request(f"One request may classify {settings.max_inputs} texts.", "too_many_inputs")
     for number, text in enumerate(texts):
@@ -216,21 +243,30 @@ def _encoded(examples: Sequence[Example], model: ServedModel, most: int) -> list
     """The tokens of questions; no more of them are read than are allowed."""
     encoded: list[EncodedExample] = []
     scorer, n_tokens = model.predictor.scorer, 0
+    if sum(len(choice) for example in examples for choice in example.choices) > most * model.longest_token:
+        raise _too_many_tokens(most)
     for start in range(0, len(examples), _READ_TOGETHER):
         found = encode_all(scorer.chat, examples[start : start + _READ_TOGETHER])
         missing = set(range(len(examples[start : start + _READ_TOGETHER]))) - set(found.kept)
         if missing:
-            number = start + min(missing)
-            raise bad_request(f"Text {number} of the input does not fit the model.", "context_length_exceeded")
+            raise _does_not_fit(start + min(missing))
         encoded += found.encoded
         n_tokens += sum(computed_tokens(text, scorer.packing) for text in found.encoded)
         if n_tokens > most:
-            raise bad_request(
-                f"The texts with all their choices have more than {most:,} tokens, which is the most of one request. "
-                "Send fewer texts or choices at a time.",
-                "too_many_tokens",
-            )
+            raise _too_many_tokens(most)
     return encoded
+
+
+def _does_not_fit(number: int) -> HttpProblem:
+    return bad_request(f"Text {number} of the input does not fit the model.", "context_length_exceeded")
+
+
+def _too_many_tokens(most: int) -> HttpProblem:
+    return bad_request(
+        f"The texts with all their choices have more than {most:,} tokens, which is the most of one request. "
+        "Send fewer texts or choices at a time.",
+        "too_many_tokens",
+    )
 
 
 def _examples(request: ClassifyRequest, texts: Sequence[str], model: ServedModel) -> list[Example]:
@@ -238,6 +274,10 @@ def _examples(request: ClassifyRequest, texts: Sequence[str], model: ServedModel
         return model.predictor.questions(texts, request.task)
     if request.task is not None:
         raise bad_request("Give task or choices, not both.", "invalid_request")
+    most = model.predictor.scorer.chat.max_length * model.longest_token
+    for number, text in enumerate(texts):
+        if len(text) > most:
+            raise _does_not_fit(number)
     choices = tuple(request.choices)
     if len(set(choices)) < len(choices):
         raise bad_request("A choice is there twice.", "invalid_request")

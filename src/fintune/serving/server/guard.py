@@ -38,11 +38,13 @@ class Facts:
     Attributes:
         request_id: given by the client, or made up.
         key: whose request it is.
+        arrived: when it came, on ``time.monotonic``.
         told: further facts.
     """
 
     request_id: str
     key: ApiKey
+    arrived: float = field(default_factory=time.monotonic)
     told: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,7 +97,6 @@ class _Visit:
         self._headers = {name.lower(): value for name, value in scope["headers"]}
         given = self._header(b"x-request-id")
         self._facts = Facts(given if _ID.fullmatch(given) else secrets.token_hex(8), ApiKey("", "", ""))
-        self._began = time.perf_counter()
         self._status = 0
         self._sent_all = False
         self._path: str = scope["path"]
@@ -204,7 +205,7 @@ class _Visit:
         await self._send(message)
 
     def _note(self, cut_off: bool) -> None:
-        guard, elapsed_s = self._guard, time.perf_counter() - self._began
+        guard, elapsed_s = self._guard, time.monotonic() - self._facts.arrived
         status = CLOSED if cut_off or self._facts.told.get("client_gone") else self._status
         route = next((route for route in ROUTES if self._path == route), "/v1/models")
         route = route if self._path in ROUTES or self._path.startswith("/v1/models/") else "other"

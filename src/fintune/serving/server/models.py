@@ -59,6 +59,11 @@ class ServedModel:
     retired: bool = False
 
     @cached_property
+    def longest_token(self) -> int:
+        """Most characters that one token stands for; made by the thread that reads requests."""
+        return max(map(len, self.predictor.scorer.chat.tokenizer.get_vocab()))
+
+    @cached_property
     def grammar_tokenizer(self) -> Any:
         """The tokenizer as constraints need it; made by the thread that reads requests."""
         scorer = self.predictor.scorer

@@ -10,7 +10,6 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +26,7 @@ from fintune.serving.server.limits import Limiter, Reservation
 from fintune.serving.server.metrics import CONTENT_TYPE, Metrics
 from fintune.serving.server.models import ServedModel, ServedModels
 from fintune.serving.server.problems import HttpProblem, bad_request
+from fintune.serving.server.reading import Reader
 from fintune.serving.server.settings import ServerSettings
 from fintune.serving.server.streams import ClientGone, EventStream, frame, until_gone
 from fintune.serving.server.waiting import Places, Waiting
@@ -58,34 +58,33 @@ class Routes:
     metrics: Metrics
     waiting: Waiting
     is_draining: Callable[[], bool] = lambda: False
-    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "fintune-reader"))
+    reader: Reader = field(default_factory=Reader)
 
     async def chat(self, body: ChatRequest, request: Request) -> Any:
         """Answers a conversation."""
         model = self.models.get(body.model)
         facts: Facts = request.state.facts
         read = partial(read_chat, body, model, self.settings, facts.key.limits)
-        return await self._write(body, body.n or 1, model, read, request, _CHAT)
+        return await self._write(body, model, read, request, _CHAT)
 
     async def completions(self, body: CompletionRequest, request: Request) -> Any:
         """Goes on with texts."""
         model = self.models.get(body.model)
         facts: Facts = request.state.facts
         read = partial(read_completion, body, model, self.settings, facts.key.limits)
-        n_prompts = 1 if isinstance(body.prompt, str) else len(body.prompt)
-        return await self._write(body, n_prompts * (body.n or 1), model, read, request, _COMPLETION)
+        return await self._write(body, model, read, request, _COMPLETION)
 
     async def _write(
-        self, body: Writing, n: int, model: ServedModel, read: Callable[[], Prompted], request: Request, shape: _Shape
+        self, body: Writing, model: ServedModel, read: Callable[[], Prompted], request: Request, shape: _Shape
     ) -> Any:
         facts: Facts = request.state.facts
         facts.told["model"] = model.name
         if self.settings.log_text:
             facts.told["asked"] = body.model_dump(include={"messages", "prompt"})
-        if n > self.settings.max_answers:
+        if body.n_answers > self.settings.max_answers:
             raise bad_request(f"One request may ask for {self.settings.max_answers} answers.", "too_many_answers")
-        with self.waiting.taken(n) as places:
-            prompted = await self._read(read)
+        with self.waiting.taken(body.n_answers) as places:
+            prompted = await self._read(body, read, request)
             answers = self._answers(model, prompted, places, facts)
             await anext(answers)  # the engine has the jobs; what is refused is refused with a status code
         head = {"id": f"{shape.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model.name}
@@ -120,25 +119,24 @@ class Routes:
             with self._jobs(model, prompted, places, pieces) as jobs:
                 yield None
                 try:
-                    async for piece in self._until_late(pieces, len(jobs)):
+                    async for piece in self._until_late(pieces, len(jobs), facts):
                         self._note(piece, model, facts)
                         yield piece
                 finally:
                     self._account(model, prompted, jobs, facts, reserved)
         self.waiting.finished(time.perf_counter() - began)
 
-    async def _until_late(self, pieces: asyncio.Queue[Piece], left: int) -> AsyncIterator[Piece]:
+    async def _until_late(self, pieces: asyncio.Queue[Piece], left: int, facts: Facts) -> AsyncIterator[Piece]:
         """The pieces of ``left`` answers, to the end of each or until the request has taken too long.
 
         Each wait has its own timeout, as the steps of a stream run in tasks of their own.
         """
-        clock = asyncio.get_running_loop().time
-        until = clock() + self.settings.request_timeout_s
+        until = self._until(facts)
         while left:
             try:
-                piece = await asyncio.wait_for(pieces.get(), until - clock())
+                piece = await asyncio.wait_for(pieces.get(), until - time.monotonic())
             except TimeoutError:
-                yield Piece(0, "", 0, problem=HttpProblem(504, "The answer took too long.", "timeout"))
+                yield Piece(0, "", 0, problem=_too_late())
                 return
             left -= piece.is_last
             yield piece
@@ -178,8 +176,17 @@ class Routes:
             for job in jobs:
                 job.cancelled = True
 
-    async def _read(self, read: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.reader, read)
+    def _until(self, facts: Facts) -> float:
+        """When a request that is not answered by then ends."""
+        return facts.arrived + self.settings.request_timeout_s
+
+    async def _read(self, body: Writing | ClassifyRequest, read: Callable[[], T], request: Request) -> T:
+        """What ``read`` makes of the body, in the reader's thread."""
+        reading = self.reader.read(body.n_characters, read, self._until(request.state.facts))
+        try:
+            return cast(T, await _unless_gone(request, reading))
+        except TimeoutError:
+            raise _too_late() from None
 
     async def classify(self, body: ClassifyRequest, request: Request) -> Any:
         """Labels texts with probabilities."""
@@ -187,7 +194,7 @@ class Routes:
         facts: Facts = request.state.facts
         facts.told["model"] = model.name
         with self.waiting.taken(1) as places:
-            questions = await self._read(partial(read_questions, body, model, self.settings))
+            questions = await self._read(body, partial(read_questions, body, model, self.settings), request)
             with self.limiter.tokens(facts.key, questions.n_tokens) as reserved:
                 reserved.used = questions.n_tokens
                 found = await self._classified(model, questions, places, request)
@@ -206,10 +213,10 @@ class Routes:
     ) -> list[FloatArray]:
         asked, found = self.engine.classify(model, questions.encoded, places.hand_over())
         try:
-            async with asyncio.timeout(self.settings.request_timeout_s):
+            async with asyncio.timeout(self._until(request.state.facts) - time.monotonic()):
                 return cast(list[FloatArray], await _unless_gone(request, found))
         except TimeoutError:
-            raise HttpProblem(504, "The answer took too long.", "timeout") from None
+            raise _too_late() from None
         finally:
             asked.cancelled = True
 
@@ -266,6 +273,10 @@ _CHAT = _Shape(
 _COMPLETION = _Shape(
     "cmpl", wire.CompletionAnswer, _completion_choice, "text_completion", lambda piece: {"text": piece.text}
 )
+
+
+def _too_late() -> HttpProblem:
+    return HttpProblem(504, "The answer took too long.", "timeout")
 
 
 def _receive(pieces: asyncio.Queue[Piece], released: Callable[[], None], piece: Piece) -> None:

@@ -128,6 +128,16 @@ class ChatRequest(_Writing):
     store: OnlyFalse | None = None
     metadata: dict[str, str] | None = Field(None, description="Has no effect.")
 
+    @property
+    def n_answers(self) -> int:
+        """Answers that are asked for."""
+        return self.n or 1
+
+    @property
+    def n_characters(self) -> int:
+        """Length of what is to be read."""
+        return sum(len(message.said) for message in self.messages)
+
 
 class CompletionRequest(_Writing):
     """Texts that are to be gone on with, without a template."""
@@ -135,6 +145,21 @@ class CompletionRequest(_Writing):
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=128)]
     echo: OnlyFalse | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+
+    @property
+    def prompts(self) -> list[str]:
+        """All of them."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def n_answers(self) -> int:
+        """Answers that are asked for."""
+        return len(self.prompts) * (self.n or 1)
+
+    @property
+    def n_characters(self) -> int:
+        """Length of what is to be read."""
+        return sum(map(len, self.prompts))
 
 
 class ClassifyRequest(_Strict):
@@ -146,6 +171,16 @@ class ClassifyRequest(_Strict):
     choices: Annotated[Choices, Field(min_length=2)] | None = Field(
         None, description="Answers to choose from, in place of a task; the input is then the whole question."
     )
+
+    @property
+    def texts(self) -> list[str]:
+        """All of them."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+    @property
+    def n_characters(self) -> int:
+        """Length of what is to be read."""
+        return sum(map(len, self.texts)) + sum(map(len, self.choices or ()))
 
 
 class Usage(BaseModel):
