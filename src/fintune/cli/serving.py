@@ -101,9 +101,10 @@ def serve(
     with listen(host, port, send_timeout_s=settings.send_timeout_s) as opened:
         with output.quiet_stdout():
             service = open_service(served, settings, keys, device=default_device(), server_log=server_log)
-        names, address = list(service.models.by_name), address_of(opened)
+        address = address_of(opened)
 
         def started() -> None:
+            names = list(service.models.by_name)
             output.say(f"serving  {address}/v1", f"models   {', '.join(names)}", "Ctrl-C ends it.")
             output.emit({"address": address, "models": names})
             sys.stdout.flush()  # whoever started the server waits for this line

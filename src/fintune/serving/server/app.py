@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -20,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from fintune.schema.errors import FintuneError
 from fintune.serving.server import wire
+from fintune.serving.server.changing import AdapterChanges
 from fintune.serving.server.engine import Engine
 from fintune.serving.server.guard import CLOSED, Guard
 from fintune.serving.server.keys import KeyRing
@@ -32,7 +34,7 @@ from fintune.serving.server.routes import Routes, location
 from fintune.serving.server.settings import ServerSettings
 from fintune.serving.server.streams import ClientGone
 from fintune.serving.server.waiting import Waiting
-from fintune.serving.server.watching import AdapterFolder, Change
+from fintune.serving.server.watching import AdapterFolder
 
 log = logging.getLogger(__name__)
 LOOK_S = 1.0  # between two looks at the key file and the adapters' folder
@@ -75,6 +77,10 @@ class Service:
         self.routes = Routes(
             self.models, self.engine, self.settings, limiter, self.metrics, self.waiting, lambda: self.guard.draining
         )
+        self.changes = None
+        if self.folder is not None:
+            self.changes = AdapterChanges(self.folder, self.models, self.engine, self.metrics, self.server_log)
+            self.changes.require_own_names()
         self.api = self._api()
         self.guard = Guard(self.api, self.settings, self.keys, limiter, self.metrics, self.server_log)
         self.metrics.watch("answers_open", "Answers being written or waiting.", lambda: self.waiting.open)
@@ -125,51 +131,31 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         self.engine.start()
-        looking = asyncio.ensure_future(self._look())
+        looks: list[Callable[[], Awaitable[None]]] = [partial(asyncio.to_thread, self.keys.refresh)]
+        if self.changes is not None:
+            await self.changes.begin()
+            looks.append(self.changes.look)
+        looking = [asyncio.ensure_future(_now_and_then(look)) for look in looks]
         self.server_log.event("started", models=list(self.models.by_name), slots=self.slots)
         try:
             yield
         finally:
-            looking.cancel()
-            with suppress(asyncio.CancelledError):
-                await looking
+            for task in looking:
+                task.cancel()
+            await asyncio.gather(*looking, return_exceptions=True)
             await self.engine.stop()
             self.routes.reader.stop()
             self.server_log.event("stopped")
 
-    async def _look(self) -> None:
-        """Takes over changed keys and adapters, now and then."""
-        while True:
-            await asyncio.sleep(LOOK_S)
-            try:
-                await asyncio.to_thread(self.keys.refresh)
-                changes = await asyncio.to_thread(self.folder.changes) if self.folder is not None else []
-                for change in changes:
-                    await self._change(change)
-            except Exception:
-                log.exception("Keys or adapters could not be looked at.")
 
-    async def _change(self, change: Change) -> None:
+async def _now_and_then(look: Callable[[], Awaitable[None]]) -> None:
+    """Takes over what has changed; keys do not wait for adapters that take long to load."""
+    while True:
+        await asyncio.sleep(LOOK_S)
         try:
-            result = await self.engine.call(lambda: self._changed(change))
-        except FintuneError as error:
-            result = "failed"
-            self.server_log.event("adapter", model=change.name, result=result, message=str(error))
-        else:
-            self.server_log.event("adapter", model=change.name, result=result)
-        self.metrics.loads.labels(result).inc()
-
-    def _changed(self, change: Change) -> str:
-        """Runs in the engine's thread."""
-        before = self.models.by_name.get(change.name)
-        if before is self.models.base or (change.gone and before is None):
-            return "ignored"
-        models = self.models
-        before = models.unlist(change.name) if change.gone else models.add(change.name, change.place)
-        if before is not None:
-            old = before.predictor
-            self.engine.retire(before, lambda: self.models.host.remove(old))
-        return "removed" if change.gone else "loaded"
+            await look()
+        except Exception:
+            log.exception("Keys or adapters could not be looked at.")
 
 
 def _responses(*codes: int, streams: bool = False) -> dict[int | str, dict[str, Any]]:

@@ -7,8 +7,9 @@ that changes the model in memory happens in the engine's thread.
 from __future__ import annotations
 
 import copy
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -20,7 +21,7 @@ import torch
 from fintune.inference.forward import supported_packing
 from fintune.models.adapter_files import read_adapter_info
 from fintune.schema.adapter_records import adapter_place
-from fintune.schema.errors import AdapterError, ModelError, RunError
+from fintune.schema.errors import AdapterError, FintuneError, ModelError, RunError
 from fintune.schema.recipe import ModelSection
 from fintune.schema.run_directory import RunDirectory
 from fintune.serving.predictor import Predictor, is_adapter, recipe_of
@@ -30,6 +31,7 @@ from fintune.serving.server.problems import HttpProblem
 from fintune.serving.switching import AdapterHost, base_section
 from fintune.trees.chat import ChatFormat
 
+log = logging.getLogger(__name__)
 KEPT_PIECES = 300  # of prompts, which come from anyone and are rarely alike; all choices of one request find room
 MakeLane = Callable[[Predictor], Lane]
 
@@ -79,6 +81,11 @@ class ServedModels:
         name: what requests call the base.
         make_lane: makes the lane of a predictor.
         any_holding: adapters may have been trained on a base that was held otherwise, as the user said how to hold it.
+
+    Attributes:
+        base: the base alone.
+        by_name: all models.
+        reserved: names that the command gave, which stay with their models.
     """
 
     def __init__(self, host: AdapterHost, name: str, make_lane: MakeLane, *, any_holding: bool = False) -> None:
@@ -86,6 +93,7 @@ class ServedModels:
         self._decoder = copy.deepcopy(host.loaded.tokenizer.backend_tokenizer)
         self.base = self._served(name, host.base, None, None)
         self.by_name: Mapping[str, ServedModel] = {name: self.base}
+        self.reserved: frozenset[str] = frozenset({name})
 
     def _served(self, name: str, predictor: Predictor, parent: str | None, place: Path | None) -> ServedModel:
         scorer = predictor.scorer
@@ -118,7 +126,11 @@ class ServedModels:
         self._require_held_alike(place)
         predictor = self.host.add(place)
         before = self.by_name.get(name)
-        served = self._served(name, predictor, self.base.name, predictor.adapter)
+        try:
+            served = self._served(name, predictor, self.base.name, predictor.adapter)
+        except BaseException:
+            self.host.remove(predictor)
+            raise
         self.by_name = {**self.by_name, name: served}
         return before
 
@@ -127,6 +139,10 @@ class ServedModels:
         found = self.by_name[name]
         self.by_name = {other: model for other, model in self.by_name.items() if other != name}
         return found
+
+    def forget(self, model: ServedModel) -> None:
+        """Frees the memory of an adapter that is no longer in the list."""
+        self.host.remove(model.predictor)
 
     def _require_held_alike(self, place: str | Path) -> None:
         recipe = recipe_of(adapter_folder_of(place))
@@ -155,6 +171,7 @@ def open_models(
     name: str | None = None,
     quantization: str | None = None,
     batches: bool = True,
+    watched: Sequence[Path] = (),
 ) -> ServedModels:
     """Loads what a server begins with.
 
@@ -166,6 +183,7 @@ def open_models(
         name: what requests call ``place``; its last part when None.
         quantization: as ``load_predictor``.
         batches: our own generator writes, which batches attention only.
+        watched: adapters that are to follow; the first that can be read says how the base is held where no other does.
 
     Raises:
         FintuneError: something cannot be loaded, or two models would have one name.
@@ -176,7 +194,7 @@ def open_models(
     if not is_adapter(folder):
         if RunDirectory(folder).checkpoints.is_dir() or RunDirectory(folder).stages.is_file():
             raise RunError(f"The run {folder} is not trained to its end.", "Finish it with `fintune train` first.")
-        host = _host(place, adapters, device, quantization)
+        host = _host(place, adapters, watched, device, quantization)
         models = ServedModels(host, own_name, make_lane, any_holding=quantization is not None)
         return _begun(models, adapters, batches)
     info = read_adapter_info(folder)
@@ -186,15 +204,36 @@ def open_models(
         return _begun(ServedModels(host, own_name, make_lane), adapters, batches)
     base = recipe.model.base if recipe is not None else info.base
     base_name = Path(base).name if Path(base).exists() else base
+    if own_name in adapters:
+        raise AdapterError(f"Two models are called {own_name}.", "Give one of them another name: --name, or --adapter.")
     adapters = {own_name: folder, **adapters}
-    host = _host(base, adapters, device, quantization)
+    host = _host(base, adapters, watched, device, quantization)
     models = ServedModels(host, base_name, make_lane, any_holding=quantization is not None)
     return _begun(models, adapters, batches)
 
 
-def _host(base: str, adapters: Mapping[str, str | Path], device: torch.device, quantization: str | None) -> AdapterHost:
+def _host(
+    base: str,
+    adapters: Mapping[str, str | Path],
+    watched: Sequence[Path],
+    device: torch.device,
+    quantization: str | None,
+) -> AdapterHost:
     folders = {name: adapter_folder_of(place) for name, place in adapters.items()}
+    if not any(recipe_of(folder) for folder in folders.values()):
+        folders |= _first_with_recipe(watched)
     return AdapterHost(base_section(base, folders, quantization), device=device, needs_template=False)
+
+
+def _first_with_recipe(places: Sequence[Path]) -> dict[str, Path]:
+    for place in places:
+        folder = adapter_folder_of(place)
+        try:
+            if recipe_of(folder) is not None:
+                return {place.name: folder}
+        except (FintuneError, OSError):  # said when it is loaded
+            log.debug("%s says nothing of its base.", place)
+    return {}
 
 
 def _begun(models: ServedModels, adapters: Mapping[str, str | Path], batches: bool) -> ServedModels:
@@ -206,4 +245,5 @@ def _begun(models: ServedModels, adapters: Mapping[str, str | Path], batches: bo
         )
     for name, place in adapters.items():
         models.add(name, place)
+    models.reserved = frozenset(models.by_name)
     return models

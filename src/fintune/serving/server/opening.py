@@ -58,7 +58,7 @@ def require_libraries() -> None:
 def open_service(  # type: ignore[no-untyped-def]  # returns a class of a module that needs the extra
     served: Served, settings: ServerSettings, keys: Path | None, *, device: torch.device, server_log: ServerLog
 ):
-    """Loads the models and puts a server together.
+    """Loads what the command names and puts a server together; the adapters of the folder follow when it starts.
 
     Raises:
         FintuneError: something is missing, damaged or does not fit.
@@ -70,12 +70,11 @@ def open_service(  # type: ignore[no-untyped-def]  # returns a class of a module
 
     ring = KeyRing(keys, settings.limits)
     slots = generation_batch(settings.slots, device)
-    folder, adapters = None, dict(served.adapters)
+    folder = None
     if served.folder is not None:
         if not served.folder.is_dir():
             raise AdapterError(f"The folder {served.folder} does not exist.", "Make it, or check --adapters.")
         folder = AdapterFolder(served.folder)
-        adapters |= {change.name: str(change.place) for change in folder.begin() if change.name not in adapters}
 
     shared = VllmLane(slots) if served.engine == "vllm" else None
 
@@ -84,12 +83,13 @@ def open_service(  # type: ignore[no-untyped-def]  # returns a class of a module
 
     models = open_models(
         served.place,
-        adapters,
+        served.adapters,
         device=device,
         make_lane=make_lane,
         name=served.name,
         quantization=served.quantization,
         batches=served.engine == "fintune",
+        watched=[folder.folder / name for name in folder.names()] if folder is not None else [],
     )
     if shared is not None:
         shared.open(models.host.loaded)

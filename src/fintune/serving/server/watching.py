@@ -6,7 +6,10 @@ changed between two looks, so that one that is still being copied is not read; n
 
 from __future__ import annotations
 
+import math
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from fintune.serving.predictor import is_adapter
 from fintune.serving.server.models import adapter_folder_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0  # between tries of what failed: memory may be free again by then
 Stamp = tuple[tuple[str, int, int], ...]
 
 
@@ -27,12 +31,27 @@ class Change:
 
 
 @dataclass
+class _Later:
+    """A change that could not be made, and when it is told again."""
+
+    change: Change
+    pause_s: float
+    at: float
+
+
+@dataclass
 class AdapterFolder:
     """What is known of a watched folder."""
 
     folder: Path
+    clock: Callable[[], float] = time.monotonic
     _last: dict[str, Stamp] = field(default_factory=dict)
     _known: dict[str, Stamp] = field(default_factory=dict)
+    _later: dict[str, _Later] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """The sub-folders that hold an adapter now."""
+        return list(self._look())
 
     def begin(self) -> list[Change]:
         """The adapters that are there at the start."""
@@ -40,14 +59,36 @@ class AdapterFolder:
         return self.changes()
 
     def changes(self) -> list[Change]:
-        """What is to be done since the last time; each change is told once, whether or not it can be done."""
+        """What is to be done since the last time, each change once, and again what could not be done."""
         seen, last = self._look(), self._last
         self._last = seen
         found = [Change(name, self.folder / name, gone=True) for name in self._known if name not in seen]
         settled = {name: stamp for name, stamp in seen.items() if last.get(name) == stamp}
         changed = [name for name, stamp in settled.items() if self._known.get(name) != stamp]
         self._known = {name: stamp for name, stamp in self._known.items() if name in seen} | settled
-        return found + [Change(name, self.folder / name) for name in changed]
+        found += [Change(name, self.folder / name) for name in changed]
+        for change in found:
+            self._later.pop(change.name, None)
+        return found + self._due()
+
+    def failed(self, change: Change) -> float:
+        """Tells a change again, after pauses that double while nothing in the sub-folder changes.
+
+        Returns:
+            Seconds until then.
+        """
+        before = self._later.get(change.name)
+        pause_s = FIRST_PAUSE_S if before is None else min(LONGEST_PAUSE_S, 2 * before.pause_s)
+        self._later[change.name] = _Later(change, pause_s, self.clock() + pause_s)
+        return pause_s
+
+    def _due(self) -> list[Change]:
+        now, due = self.clock(), []
+        for later in self._later.values():
+            if later.at <= now:
+                due.append(later.change)
+                later.at = math.inf  # until it fails again
+        return due
 
     def _look(self) -> dict[str, Stamp]:
         try:
