@@ -15,8 +15,9 @@ from tests.serving.server.conftest import chat
 
 from fintune.cli import main
 from fintune.schema.errors import DataError, RunError
-from fintune.serving.server.keys import KeyRing, add_key, digest, read_keys, remove_key
-from fintune.serving.server.limits import Bucket
+from fintune.serving.server.keys import ApiKey, KeyRing, add_key, digest, read_keys, remove_key
+from fintune.serving.server.limits import Bucket, Limiter
+from fintune.serving.server.problems import HttpProblem
 from fintune.serving.server.running import is_loopback, listen
 from fintune.serving.server.settings import KeyLimits
 
@@ -166,6 +167,38 @@ def test_a_bucket_never_gives_more_than_its_rate(rate, asked):
             now[0] += wait_s + 1e-6
             assert bucket.take(amount) == 0
             taken += amount
+
+
+def test_new_limits_of_a_key_forget_neither_what_is_spent_nor_what_is_open():
+    now = [0.0]
+    limiter = Limiter(lambda: now[0])
+    few, more = (
+        ApiKey("desk", "", "", limits)
+        for limits in (KeyLimits(2, 100, 3), KeyLimits(requests_per_minute=4, tokens_per_minute=150, max_concurrent=3))
+    )
+    with limiter.request(few) as older, older.tokens(90) as reserved:
+        with limiter.request(more) as newer, pytest.raises(HttpProblem) as refused, newer.tokens(70):
+            pass
+        assert refused.value.code == "token_limit"
+        for _ in range(3):  # the older request goes on under its limits, newer ones come under theirs
+            with pytest.raises(HttpProblem), older.tokens(61):
+                pass
+            with pytest.raises(HttpProblem), newer.tokens(61):
+                pass
+        with newer.tokens(60):
+            pass
+        reserved.used = 90
+    assert newer is older and newer.open == 0
+    for _ in range(2):
+        with limiter.request(more):
+            pass
+    for key in (more, more, few):
+        with pytest.raises(HttpProblem) as refused, limiter.request(key):
+            pass
+        assert refused.value.code == "rate_limit"
+    now[0] += 60
+    with limiter.request(few), limiter.request(few), pytest.raises(HttpProblem), limiter.request(few):
+        pass
 
 
 def test_listening(tmp_path):

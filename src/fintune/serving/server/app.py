@@ -75,7 +75,7 @@ class Service:
         self.engine, self.metrics, limiter = Engine(), Metrics(), Limiter()
         self.waiting = Waiting(self.slots, self.settings.max_waiting)
         self.routes = Routes(
-            self.models, self.engine, self.settings, limiter, self.metrics, self.waiting, lambda: self.guard.draining
+            self.models, self.engine, self.settings, self.metrics, self.waiting, lambda: self.guard.draining
         )
         self.changes = None
         if self.folder is not None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fintune.serving.server.keys import ApiKey, KeyRing
-from fintune.serving.server.limits import Limiter
+from fintune.serving.server.limits import Account, Limiter
 from fintune.serving.server.logs import ServerLog
 from fintune.serving.server.metrics import Metrics
 from fintune.serving.server.problems import HttpProblem
@@ -38,12 +38,14 @@ class Facts:
     Attributes:
         request_id: given by the client, or made up.
         key: whose request it is.
+        account: what its key has taken.
         arrived: when it came, on ``time.monotonic``.
         told: further facts.
     """
 
     request_id: str
     key: ApiKey
+    account: Account = field(default_factory=Account)
     arrived: float = field(default_factory=time.monotonic)
     told: dict[str, Any] = field(default_factory=dict)
 
@@ -134,7 +136,7 @@ class _Visit:
         if self._path in UNCOUNTED or self._scope["method"] != "POST":
             await self._guard.app(self._scope, self._receive, self._answer)
             return
-        with guard.limiter.request(self._facts.key):
+        with guard.limiter.request(self._facts.key) as self._facts.account:
             body = await self._body()
             await guard.app(self._scope, _replayed(body, self._receive), self._answer)
 

@@ -31,25 +31,26 @@ class Bucket:
 
     def take(self, amount: float) -> float:
         """Takes ``amount`` and returns 0, or takes nothing and returns the seconds until there is enough."""
-        now = self._clock()
-        self._level = min(self.per_minute, self._level + (now - self._at) * self.per_minute / 60)
-        self._at = now
+        self._fill()
         if amount <= self._level:
             self._level -= amount
             return 0.0
         return (amount - self._level) * 60 / self.per_minute
 
+    def _fill(self) -> None:
+        now = self._clock()
+        self._level = min(self.per_minute, self._level + (now - self._at) * self.per_minute / 60)
+        self._at = now
+
+    def resize(self, per_minute: int) -> None:
+        """Another size and rate; what was taken stays taken."""
+        self._fill()
+        self._level = max(0.0, self._level + per_minute - self.per_minute)
+        self.per_minute = per_minute
+
     def give_back(self, amount: float) -> None:
         """Returns what was taken and not used."""
         self._level = min(self.per_minute, self._level + amount)
-
-
-@dataclass
-class _Account:
-    limits: KeyLimits
-    requests: Bucket | None
-    tokens: Bucket | None
-    open: int = 0
 
 
 @dataclass
@@ -61,51 +62,49 @@ class Reservation:
 
 
 @dataclass
-class Limiter:
-    """The accounts of all keys."""
+class Account:
+    """What one key has taken; requests keep it from their arrival to their end, whatever becomes of the limits.
+
+    Attributes:
+        clock: seconds that never go back.
+        open: requests at the moment.
+    """
 
     clock: Clock = time.monotonic
-    _accounts: dict[str, _Account] = field(default_factory=dict)
+    open: int = 0
+    _requests: Bucket | None = None
+    _tokens: Bucket | None = None
 
-    def _account(self, key: ApiKey) -> _Account:
-        found = self._accounts.get(key.name)
-        if found is None or found.limits != key.limits:
-            is_open = 0 if found is None else found.open
-            requests, tokens = map(self._bucket, (key.limits.requests_per_minute, key.limits.tokens_per_minute))
-            found = _Account(key.limits, requests, tokens, is_open)
-            self._accounts[key.name] = found
-        return found
+    def allow(self, limits: KeyLimits) -> None:
+        """Takes over the limits that hold from now on."""
+        self._requests = self._resized(self._requests, limits.requests_per_minute)
+        self._tokens = self._resized(self._tokens, limits.tokens_per_minute)
 
-    def _bucket(self, rate: int | None) -> Bucket | None:
-        return None if rate is None else Bucket(rate, self.clock)
+    def _resized(self, bucket: Bucket | None, rate: int | None) -> Bucket | None:
+        if bucket is None or rate is None:
+            return None if rate is None else Bucket(rate, self.clock)
+        if rate != bucket.per_minute:
+            bucket.resize(rate)
+        return bucket
 
-    @contextmanager
-    def request(self, key: ApiKey) -> Iterator[None]:
-        """Counts a request while the block runs.
+    def take_request(self) -> None:
+        """Counts a request to the minute.
 
         Raises:
-            HttpProblem: 429, as the key has asked too often or has too many requests open.
+            HttpProblem: 429, as the key has asked too often.
         """
-        account = self._account(key)
-        most = key.limits.max_concurrent
-        if most is not None and account.open >= most:
-            raise too_busy(f"This key may have {most} requests open at once.", "too_many_open_requests", 1)
-        if account.requests is not None and (wait_s := account.requests.take(1)):
-            raise too_busy(f"This key may send {account.requests.per_minute} requests a minute.", "rate_limit", wait_s)
-        account.open += 1
-        try:
-            yield
-        finally:
-            self._account(key).open -= 1
+        bucket = self._requests
+        if bucket is not None and (wait_s := bucket.take(1)):
+            raise too_busy(f"This key may send {bucket.per_minute} requests a minute.", "rate_limit", wait_s)
 
     @contextmanager
-    def tokens(self, key: ApiKey, most: int) -> Iterator[Reservation]:
+    def tokens(self, most: int) -> Iterator[Reservation]:
         """Reserves ``most`` tokens while the block runs; what it did not use is given back.
 
         Raises:
             HttpProblem: 429 where the key must wait, 400 where so many are never allowed.
         """
-        bucket, reserved = self._account(key).tokens, Reservation(most)
+        bucket, reserved = self._tokens, Reservation(most)
         if bucket is not None and (wait_s := bucket.take(most)):
             raise _too_many(most, bucket, wait_s)
         try:
@@ -113,6 +112,33 @@ class Limiter:
         finally:
             if bucket is not None:
                 bucket.give_back(max(0, most - reserved.used))
+
+
+@dataclass
+class Limiter:
+    """The accounts of all keys, by name."""
+
+    clock: Clock = time.monotonic
+    _accounts: dict[str, Account] = field(default_factory=dict)
+
+    @contextmanager
+    def request(self, key: ApiKey) -> Iterator[Account]:
+        """Counts a request while the block runs, and gives the account of its key.
+
+        Raises:
+            HttpProblem: 429, as the key has asked too often or has too many requests open.
+        """
+        account = self._accounts.setdefault(key.name, Account(self.clock))
+        account.allow(key.limits)
+        most = key.limits.max_concurrent
+        if most is not None and account.open >= most:
+            raise too_busy(f"This key may have {most} requests open at once.", "too_many_open_requests", 1)
+        account.take_request()
+        account.open += 1
+        try:
+            yield account
+        finally:
+            account.open -= 1
 
 
 def _too_many(most: int, bucket: Bucket, wait_s: float) -> HttpProblem:

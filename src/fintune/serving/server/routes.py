@@ -22,7 +22,7 @@ from fintune.serving.server.asking import Prompted, Questions, read_chat, read_c
 from fintune.serving.server.engine import Engine
 from fintune.serving.server.guard import Facts
 from fintune.serving.server.jobs import Job, Piece
-from fintune.serving.server.limits import Limiter, Reservation
+from fintune.serving.server.limits import Reservation
 from fintune.serving.server.metrics import CONTENT_TYPE, Metrics
 from fintune.serving.server.models import ServedModel, ServedModels
 from fintune.serving.server.problems import HttpProblem, bad_request
@@ -45,7 +45,6 @@ class Routes:
         models: by name.
         engine: writes and classifies.
         settings: sizes and times.
-        limiter: accounts of keys.
         metrics: what is counted.
         waiting: how much is asked for.
         is_draining: whether new requests are refused.
@@ -54,7 +53,6 @@ class Routes:
     models: ServedModels
     engine: Engine
     settings: ServerSettings
-    limiter: Limiter
     metrics: Metrics
     waiting: Waiting
     is_draining: Callable[[], bool] = lambda: False
@@ -114,7 +112,7 @@ class Routes:
     ) -> AsyncGenerator[Piece | None, None]:
         """None once the request is taken, then the pieces of all answers as they come, to the end of each."""
         began, pieces = time.perf_counter(), asyncio.Queue[Piece]()
-        with self.limiter.tokens(facts.key, prompted.most_tokens) as reserved:
+        with facts.account.tokens(prompted.most_tokens) as reserved:
             reserved.used = prompted.prompt_tokens
             with self._jobs(model, prompted, places, pieces) as jobs:
                 yield None
@@ -195,7 +193,7 @@ class Routes:
         facts.told["model"] = model.name
         with self.waiting.taken(1) as places:
             questions = await self._read(body, partial(read_questions, body, model, self.settings), request)
-            with self.limiter.tokens(facts.key, questions.n_tokens) as reserved:
+            with facts.account.tokens(questions.n_tokens) as reserved:
                 reserved.used = questions.n_tokens
                 found = await self._classified(model, questions, places, request)
         self.metrics.tokens.labels(model.name, "prompt").inc(questions.n_tokens)
