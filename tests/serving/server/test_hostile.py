@@ -134,6 +134,7 @@ def test_wrong_methods_paths_and_protocols(live):
         assert code(client.get(PATH)) == (405, "method_not_allowed") and client.get(PATH).headers["allow"] == "POST"
         assert code(client.get("/v1/nothing")) == (404, "not_found")
         assert client.post(PATH, content=b"x", headers={"content-type": "text/plain"}).status_code == 400
+        assert code(client.post(f"{PATH}/", json=chat(), headers={"host": "evil"})) == (404, "not_found")
     for line in ("GET / HTTP/9.9\r\n\r\n", "\x00\x01\x02\r\n\r\n", "GET /" + "x" * 100_000 + " HTTP/1.1\r\n\r\n"):
         with socket.create_connection(live.running._socket.getsockname(), timeout=10) as sent:
             sent.sendall(line.encode())

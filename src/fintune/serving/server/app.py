@@ -94,6 +94,7 @@ class Service:
             description="Chat, completion and classification with fine-tuned models.",
             docs_url=None,  # they fetch scripts from elsewhere
             redoc_url=None,
+            redirect_slashes=False,  # a redirect would name whatever host the client says
             lifespan=self._lifespan,
         )
         routes, keyed = self.routes, [Depends(HTTPBearer(auto_error=False))] if self.keys.file is not None else []
