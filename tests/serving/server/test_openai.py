@@ -142,6 +142,54 @@ def test_what_is_not_served_is_refused_and_not_ignored(live):
     )
 
 
+def test_fields_that_ask_for_nothing_change_nothing(live):
+    client = live.openai
+    plain = client.chat.completions.create(**chat(), temperature=0).choices[0].message
+    nothing = dict.fromkeys(("tools", "tool_choice", "top_logprobs", "functions", "reasoning_effort", "audio"))
+    asked = {**chat(), "temperature": 0, "logprobs": False, "parallel_tool_calls": False, "extra_body": nothing}
+    assert client.chat.completions.create(**asked).choices[0].message == plain
+    completed = client.completions.create(model="one", prompt="Shares", max_tokens=4, suffix=None, logprobs=None)
+    assert completed.choices[0].text
+    turns = [*chat()["messages"], plain.model_dump(), {"role": "user", "content": "Why?"}]
+    assert client.chat.completions.create(model="one", messages=turns, max_tokens=4).choices
+    read = []
+    for content in ("", None):
+        turns[1] = {"role": "assistant", "content": content}
+        read.append(client.chat.completions.create(model="one", messages=turns, max_tokens=4).usage.prompt_tokens)
+    assert read[0] == read[1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"tools": []}, "tools is not served here: leave it out, or send null."),
+        ({"logprobs": True}, "logprobs: only false is served."),
+        ({"bogus\u00e9": 1}, "bogus\\u00e9 is no field that is served here."),
+        ({"model": None}, "model should be a valid string."),
+        ({"messages": [{"content": "x"}]}, "messages.0.role is missing."),
+        ({"messages": [{"role": "tool", "content": "x"}]},
+         "messages.0.role should be one of 'system', 'developer', 'user', 'assistant'."),
+        ({"messages": [{"role": "user"}]}, "messages.0.content is missing."),
+        ({"messages": [{"role": "user", "content": None}]},
+         "messages.0.content should be a valid string or a valid list."),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+         "messages.0.content.0.type should be 'text'."),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]},
+         "messages.0.tool_calls is not served here: leave it out, or send null."),
+        ({"stop": [""]}, "stop.0 should have at least 1 character."),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is missing."),
+        ({"response_format": {"type": "xml"}},
+         "response_format.type should be one of 'text', 'json_object', 'json_schema'."),
+        ({"temperature": 3}, "temperature should be less than or equal to 2."),
+        ({"logit_bias": {"-1": 5}}, "logit_bias.-1 should match pattern '^[0-9]{1,9}$'."),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_wrong_is_one_sentence(live, wrong, sentence):
+    with live.client() as client:
+        assert client.post("/v1/chat/completions", json={**chat(), **wrong}).json()["error"]["message"] == sentence
+
+
 def test_answers_keep_to_a_schema_or_to_choices(live):
     client = live.openai
     properties = {"label": {"enum": ["up", "down"]}, "percent": {"type": "integer", "minimum": 0, "maximum": 99}}

@@ -30,7 +30,8 @@ from fintune.serving.server.logs import ServerLog
 from fintune.serving.server.metrics import Metrics
 from fintune.serving.server.models import ServedModels
 from fintune.serving.server.problems import HttpProblem, bad_request
-from fintune.serving.server.routes import Routes, location
+from fintune.serving.server.refusals import explained
+from fintune.serving.server.routes import Routes
 from fintune.serving.server.settings import ServerSettings
 from fintune.serving.server.streams import ClientGone
 from fintune.serving.server.waiting import Waiting
@@ -182,10 +183,7 @@ def _problem(error: Exception) -> HttpProblem:
         case HttpProblem():
             return error
         case RequestValidationError():
-            first = error.errors()[0]
-            where = location(first["loc"])
-            what = str(first["msg"]).encode("ascii", "replace").decode()
-            return bad_request(f"{where or 'The body'}: {what}.", "invalid_request")
+            return bad_request(explained(error.errors(), error.body), "invalid_request")
         case HTTPException():
             code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
             return HttpProblem(error.status_code, f"{error.detail}.", code, dict(error.headers or {}))

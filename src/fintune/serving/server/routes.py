@@ -6,7 +6,6 @@ Enters: requests that passed the guard. Leaves: answers in OpenAI's format, whol
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -341,9 +340,3 @@ def _usage(prompt: int, completion: int) -> wire.Usage:
 
 def _card(model: ServedModel) -> wire.ModelCard:
     return wire.ModelCard(id=model.name, created=model.created, parent=model.parent)
-
-
-def location(parts: Any) -> str:
-    """Where in a request something is wrong, in ASCII and short: field names come from outside too."""
-    path = ".".join(str(part) for part in parts if part not in ("body", "query", "path"))
-    return json.dumps(path)[1:-1][:120]

@@ -25,6 +25,10 @@ def _require_false(value: bool) -> bool:
 OnlyFalse = Annotated[bool, AfterValidator(_require_false), WithJsonSchema({"type": "boolean", "const": False})]
 
 
+# Fields of OpenAI's that are not served: null asks for nothing, and clients send it.
+Unserved = Annotated[None, Field(description="Not served; null is the same as leaving it out.")]
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -40,17 +44,36 @@ class TextPart(_Strict):
     text: Text
 
 
-class ChatMessage(_Strict):
-    """A turn."""
+Content = Text | Annotated[list[TextPart], Field(min_length=1, max_length=100)]
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=100)]
+
+class _Turn(_Strict):
     name: str | None = None
 
     @property
     def said(self) -> str:
         """The text of all parts."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        content = getattr(self, "content", None)
+        return content if isinstance(content, str) else "".join(part.text for part in content or ())
+
+
+class AskingTurn(_Turn):
+    """A turn of whoever asks."""
+
+    role: Literal["system", "developer", "user"]
+    content: Content
+
+
+class AnsweringTurn(_Turn):
+    """An earlier answer, as OpenAI's client gives it back; one without content is empty."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    refusal: Unserved = None
+    annotations: Unserved = None
+    audio: Unserved = None
+    tool_calls: Unserved = None
+    function_call: Unserved = None
 
 
 class JsonSchema(_Strict):
@@ -110,9 +133,11 @@ class _Writing(_Strict):
         ]
         | None
     ) = None
-    response_format: PlainFormat | SchemaFormat | None = None
+    response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
     choices: Choices | None = Field(None, description="The answer is one of these texts.")
     user: str | None = Field(None, description="Has no effect.")
+    safety_identifier: Unserved = None
+    service_tier: Unserved = None
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
@@ -123,9 +148,25 @@ class _Writing(_Strict):
 class ChatRequest(_Writing):
     """A conversation that is to be gone on with."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
+    messages: Annotated[
+        list[Annotated[AskingTurn | AnsweringTurn, Field(discriminator="role")]], Field(min_length=1, max_length=1000)
+    ]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     store: OnlyFalse | None = None
+    logprobs: OnlyFalse | None = None
+    top_logprobs: Unserved = None
+    tools: Unserved = None
+    tool_choice: Unserved = None
+    parallel_tool_calls: OnlyFalse | None = None
+    functions: Unserved = None
+    function_call: Unserved = None
+    modalities: Unserved = None
+    audio: Unserved = None
+    prediction: Unserved = None
+    reasoning_effort: Unserved = None
+    verbosity: Unserved = None
+    web_search_options: Unserved = None
+    prompt_cache_key: Unserved = None
     metadata: dict[str, str] | None = Field(None, description="Has no effect.")
 
     @property
@@ -144,6 +185,8 @@ class CompletionRequest(_Writing):
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=128)]
     echo: OnlyFalse | None = None
+    logprobs: Unserved = None
+    suffix: Unserved = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
     @property
