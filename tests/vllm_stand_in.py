@@ -54,12 +54,13 @@ class Engine:
     """Goes on with every open request by one token a step, counting up as ``LLM`` does; modulo 300, none special."""
 
     def __init__(self):
-        self.open, self.requests, self.aborted = {}, [], []
+        self.open, self.requests, self.aborted, self.loras = {}, [], [], set()
 
     def add_request(self, request_id, prompt, params, *, lora_request=None):
         assert isinstance(request_id, str) and request_id not in self.open
         request = SimpleNamespace(prompt=prompt["prompt_token_ids"], params=params, lora=lora_request, tokens=[])
         self.open[request_id] = request
+        self.loras |= set() if lora_request is None else {lora_request.lora_int_id}
         self.requests.append(request)
 
     def abort_request(self, request_ids):
@@ -67,6 +68,11 @@ class Engine:
         for request_id in request_ids:
             if self.open.pop(request_id, None) is not None:
                 self.aborted.append(request_id)
+
+    def remove_lora(self, lora_id):
+        was_there = lora_id in self.loras
+        self.loras.discard(lora_id)
+        return was_there
 
     def step(self):
         outputs = []

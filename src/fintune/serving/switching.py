@@ -5,6 +5,7 @@ Enters: a base model and adapters of it. Leaves: a ``Predictor`` of the base, wi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -94,14 +95,13 @@ class AdapterHost:
             # It must not stay half there: peft would hold every later adapter against its tensors. Where peft itself
             # failed it has forgotten the configuration already, and without one it deletes nothing.
             model.peft_config.setdefault(inner, next(iter(model.peft_config.values())))
-            with peft_quiet():
-                model.delete_adapter(inner)
+            _delete(model, inner)
             raise
 
     def remove(self, adapter: Predictor) -> None:
         """Takes an adapter that ``add`` returned off the base again, and frees its memory."""
-        with self._lock, peft_quiet():
-            self.edge_model.model.delete_adapter(self._inner.pop(adapter.using))
+        with self._lock:
+            _delete(self.edge_model.model, self._inner.pop(adapter.using))
             if not self._inner:  # peft cannot be without any
                 _uncover(self.loaded.model)
                 self.edge_model.model = self.loaded.model
@@ -158,6 +158,13 @@ def load_switchable(
     folders = {name: _folder(place) for name, place in adapters.items()}
     host = AdapterHost(base_section(str(base), folders, quantization), device=device, default_task=default_task)
     return replace(host.base, beside={name: host.add(folder) for name, folder in folders.items()})
+
+
+def _delete(model: Any, inner: str) -> None:
+    with peft_quiet():
+        # The adapter used last is still the active one; every use names its own, so which takes its place is all one.
+        warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted", category=UserWarning)
+        model.delete_adapter(inner)
 
 
 def _uncover(model: Any) -> None:

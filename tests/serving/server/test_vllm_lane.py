@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
@@ -50,6 +51,25 @@ def test_requests_reach_vllm_with_their_adapter_and_manner(vllm, places):
     assert formed.params.structured_outputs.json == schema and chosen.params.structured_outputs.choice == ["a", "b"]
     assert got.json()["choices"][0]["finish_reason"] == "length" and streamed.endswith("data: [DONE]\n\n")
     assert set(labels["data"][0]["probabilities"]) == {"negative", "neutral", "positive"}
+
+
+def test_an_adapter_that_goes_leaves_vllm_and_its_number_is_not_used_again(vllm, places):
+    live, engine = vllm
+    models = live.service.models
+    loop = live.running._loop
+
+    def in_engine(function):
+        return asyncio.run_coroutine_threadsafe(live.service.engine.call(function), loop).result(10)
+
+    with live.client() as client:
+        for name in ("one", "two"):
+            assert client.post(PATH, json=chat(name, max_tokens=1)).status_code == 200
+        gone = in_engine(lambda: models.unlist("one"))
+        in_engine(lambda: live.service.engine.retire(gone, lambda: models.forget(gone)))
+        in_engine(lambda: models.add("third", places.adapters["one"]))
+        assert engine.llm_engine.loras == {2} and len(gone.lane._adapters) == 2
+        client.post(PATH, json=chat("third", max_tokens=1))
+    assert engine.llm_engine.requests[-1].lora.lora_int_id == 3
 
 
 def test_answers_that_end_here_are_taken_out_there(vllm, monkeypatch):

@@ -49,6 +49,9 @@ class Lane(Protocol):
     def fail_all(self, problem: HttpProblem) -> None:
         """Ends all jobs without an answer."""
 
+    def forget(self, model: ServedModel) -> None:
+        """Frees what is kept for a model that writes no more."""
+
 
 class SlotLane:
     """A lane of our own generator.
@@ -145,3 +148,6 @@ class SlotLane:
                 job.fail(problem)
         self._jobs.clear()
         self._drafts.clear()
+
+    def forget(self, model: ServedModel) -> None:
+        """Nothing is kept beyond the jobs."""

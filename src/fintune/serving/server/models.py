@@ -143,6 +143,7 @@ class ServedModels:
     def forget(self, model: ServedModel) -> None:
         """Frees the memory of an adapter that is no longer in the list."""
         self.host.remove(model.predictor)
+        model.lane.forget(model)
 
     def _require_held_alike(self, place: str | Path) -> None:
         recipe = recipe_of(adapter_folder_of(place))

@@ -47,6 +47,7 @@ class VllmLane:
     _engine: Any = None
     _jobs: dict[str, _Written] = field(default_factory=dict)
     _numbers: Any = field(default_factory=count)
+    _adapter_numbers: Any = field(default_factory=lambda: count(1))  # vLLM keeps weights by them: none is used twice
     _adapters: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,7 +64,7 @@ class VllmLane:
                 raise ModelError(
                     f"{predictor.adapter} has rank {rank}, and vLLM has room for {MOST_RANK}.", "Merge the adapter."
                 )
-            number = len(self._adapters) + 1
+            number = next(self._adapter_numbers)
             self._adapters[predictor.using] = lora_request(f"adapter-{number}", number, predictor.adapter)
         return self
 
@@ -142,6 +143,12 @@ class VllmLane:
             if not written.job.done:
                 written.job.fail(problem)
         self._engine.abort_request(list(left))
+
+    def forget(self, model: ServedModel) -> None:
+        """Takes an adapter out of vLLM, which may have loaded it."""
+        adapter = self._adapters.pop(model.predictor.using, None)
+        if adapter is not None:
+            self._engine.remove_lora(adapter.lora_int_id)
 
 
 def _sampling(job: Job) -> Any:
