@@ -168,6 +168,17 @@ def test_prompts_and_answers_are_in_no_log_line(live):
     assert not any("secret" in text or live.key in text for text in live.lines)
 
 
+def test_each_answer_has_a_text_of_its_own_in_the_log(another):
+    with another(log_text=True) as server, server.client() as client:
+        body = chat(n=3, max_tokens=12, seed=3, temperature=1.0)
+        whole = client.post(PATH, json=body).json()
+        client.post(PATH, json={**body, "stream": True})
+        assert settled(server)
+    written = [choice["message"]["content"] for choice in whole["choices"]]
+    told = [event["answers"] for event in server.events() if event["event"] == "request"]
+    assert told == [written, written] and len(set(written)) == 3
+
+
 def held(live):
     """What a server could leak: tasks of its event loop, open files, memory in MiB (here with the clients')."""
     process = psutil.Process()

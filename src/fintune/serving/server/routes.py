@@ -111,6 +111,8 @@ class Routes:
     ) -> AsyncGenerator[Piece | None, None]:
         """None once the request is taken, then the pieces of all answers as they come, to the end of each."""
         began, pieces = time.perf_counter(), asyncio.Queue[Piece]()
+        if self.settings.log_text:
+            facts.told["answers"] = [""] * len(prompted.prompts)
         with facts.account.tokens(prompted.most_tokens) as reserved:
             reserved.used = prompted.prompt_tokens
             with self._jobs(model, prompted, places, pieces) as jobs:
@@ -143,7 +145,7 @@ class Routes:
             facts.told["first_token_s"] = piece.first_token_s
             self.metrics.first_token.labels(model.name).observe(piece.first_token_s)
         if self.settings.log_text:
-            facts.told["answer"] = facts.told.get("answer", "") + piece.text
+            facts.told["answers"][piece.index] += piece.text
         if piece.is_last:
             ended = piece.ended or (piece.problem.code if piece.problem is not None else "failed")
             facts.told["ended"] = ended
