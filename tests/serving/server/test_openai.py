@@ -176,6 +176,7 @@ def test_fields_that_ask_for_nothing_change_nothing(live):
          "messages.0.content.0.type should be 'text'."),
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]},
          "messages.0.tool_calls is not served here: leave it out, or send null."),
+        ({"model": "\ud800"}, "model should be Unicode text without halves of surrogate pairs."),
         ({"stop": [""]}, "stop.0 should have at least 1 character."),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is missing."),
         ({"response_format": {"type": "xml"}},
@@ -183,11 +184,13 @@ def test_fields_that_ask_for_nothing_change_nothing(live):
         ({"temperature": 3}, "temperature should be less than or equal to 2."),
         ({"logit_bias": {"-1": 5}}, "logit_bias.-1 should match pattern '^[0-9]{1,9}$'."),
     ],
-    ids=str,
+    ids=lambda value: ascii(value)[:40],
 )  # fmt: skip
 def test_what_is_wrong_is_one_sentence(live, wrong, sentence):
     with live.client() as client:
-        assert client.post("/v1/chat/completions", json={**chat(), **wrong}).json()["error"]["message"] == sentence
+        body = json.dumps({**chat(), **wrong})
+        refused = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+        assert (refused.status_code, refused.json()["error"]["message"]) == (400, sentence)
 
 
 def test_answers_keep_to_a_schema_or_to_choices(live):

@@ -73,6 +73,8 @@ def _told(errors: Sequence[Mapping[str, Any]]) -> str:
 def _wanted(error: Mapping[str, Any]) -> str:
     if error["type"] in _OBJECT:
         return "be an object"
+    if error["type"] == "string_unicode":
+        return "be Unicode text without halves of surrogate pairs"
     found = _SHOULD.match(error["msg"])
     return _ascii(found[1]) if found else "be something else"
 
