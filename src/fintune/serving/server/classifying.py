@@ -145,21 +145,23 @@ class ClassificationQueue:
             self._end(asked, None)
         if not self._waiting:
             return
-        parts, n_tokens = self._next()
+        first, together = self._waiting[0], [self._waiting[0]]
         began = time.monotonic()
         try:
+            parts, n_tokens = self._next()
+            together = list(dict.fromkeys(part.asked for part in parts))
             self._ask(parts)
         except Exception:
             log.exception("A classification failed.")
             problem = HttpProblem(500, "The texts could not be classified; the server's log says why.", "failed")
-            for asked in dict.fromkeys(part.asked for part in parts):
+            for asked in together:
                 self._end(asked, problem)
             return
-        self._adapt(n_tokens, time.monotonic() - began, parts[0].asked.model)
-        for asked in dict.fromkeys(part.asked for part in parts):
+        self._adapt(n_tokens, time.monotonic() - began, first.model)
+        for asked in together:
             if asked.is_taken:
                 self._end(asked, asked.probabilities())
-        if self._waiting and self._waiting[0] is parts[0].asked:
+        if self._waiting and self._waiting[0] is first:
             self._waiting.rotate(-1)
 
     def _next(self) -> tuple[list[_Part], int]:

@@ -27,7 +27,8 @@ from fintune.serving.server.models import ServedModel, ServedModels
 from fintune.serving.server.problems import HttpProblem, bad_request
 from fintune.serving.server.reading import Reader
 from fintune.serving.server.settings import ServerSettings
-from fintune.serving.server.streams import ClientGone, EventStream, frame, until_gone
+from fintune.serving.server.shapes import CHAT, COMPLETION, Shape, events, usage_of
+from fintune.serving.server.streams import ClientGone, EventStream, until_gone
 from fintune.serving.server.waiting import Places, Waiting
 from fintune.serving.server.wire import ChatRequest, ClassifyRequest, CompletionRequest
 from fintune.trees.prefix_tree import FloatArray
@@ -62,17 +63,17 @@ class Routes:
         model = self.models.get(body.model)
         facts: Facts = request.state.facts
         read = partial(read_chat, body, model, self.settings, facts.key.limits)
-        return await self._write(body, model, read, request, _CHAT)
+        return await self._write(body, model, read, request, CHAT)
 
     async def completions(self, body: CompletionRequest, request: Request) -> Any:
         """Goes on with texts."""
         model = self.models.get(body.model)
         facts: Facts = request.state.facts
         read = partial(read_completion, body, model, self.settings, facts.key.limits)
-        return await self._write(body, model, read, request, _COMPLETION)
+        return await self._write(body, model, read, request, COMPLETION)
 
     async def _write(
-        self, body: Writing, model: ServedModel, read: Callable[[], Prompted], request: Request, shape: _Shape
+        self, body: Writing, model: ServedModel, read: Callable[[], Prompted], request: Request, shape: Shape
     ) -> Any:
         facts: Facts = request.state.facts
         facts.told["model"] = model.name
@@ -87,11 +88,11 @@ class Routes:
         head = {"id": f"{shape.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model.name}
         if body.stream:
             with_usage = bool(body.stream_options and body.stream_options.include_usage)
-            return EventStream(_events(answers, head, shape, prompted, with_usage), self.settings.send_timeout_s)
+            return EventStream(events(answers, head, shape, prompted, with_usage), self.settings.send_timeout_s)
         return await _unless_gone(request, self._whole(answers, head, shape, prompted))
 
     async def _whole(
-        self, answers: AsyncGenerator[Piece | None, None], head: dict[str, Any], shape: _Shape, prompted: Prompted
+        self, answers: AsyncGenerator[Piece | None, None], head: dict[str, Any], shape: Shape, prompted: Prompted
     ) -> Any:
         last: dict[int, Piece] = {}
         try:
@@ -103,7 +104,7 @@ class Routes:
         finally:
             await answers.aclose()
         choices = [shape.choice(last[index]) for index in sorted(last)]
-        usage = _usage(prompted.prompt_tokens, sum(piece.n_tokens for piece in last.values()))
+        usage = usage_of(prompted.prompt_tokens, sum(piece.n_tokens for piece in last.values()))
         return shape.answer(**head, choices=choices, usage=usage)
 
     async def _answers(
@@ -205,7 +206,7 @@ class Routes:
             label = max(by_label, key=lambda name: by_label[name])
             data.append(wire.Classified(index=index, label=label, probabilities=by_label, shortened=text.truncated))
         head = {"id": f"classify-{secrets.token_hex(12)}", "created": int(time.time()), "model": model.name}
-        return wire.ClassifyAnswer(**head, data=data, usage=_usage(questions.n_tokens, 0))
+        return wire.ClassifyAnswer(**head, data=data, usage=usage_of(questions.n_tokens, 0))
 
     async def _classified(
         self, model: ServedModel, questions: Questions, places: Places, request: Request
@@ -240,40 +241,6 @@ class Routes:
         return Response(self.metrics.page(), headers={"content-type": CONTENT_TYPE})
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """How chat and completions differ in what they send."""
-
-    prefix: str
-    answer: Any
-    choice: Callable[[Piece], Any]
-    chunk_object: str
-    chunk_choice: Callable[[Piece], dict[str, Any]]
-    first: dict[str, Any] | None = None
-
-
-def _chat_choice(piece: Piece) -> Any:
-    message = wire.AnswerMessage(content=piece.text)
-    return wire.ChatChoice(index=piece.index, message=message, finish_reason=piece.ended or "stop")
-
-
-def _completion_choice(piece: Piece) -> Any:
-    return wire.CompletionChoice(index=piece.index, text=piece.text, finish_reason=piece.ended or "stop")
-
-
-_CHAT = _Shape(
-    "chatcmpl",
-    wire.ChatAnswer,
-    _chat_choice,
-    "chat.completion.chunk",
-    lambda piece: {"delta": {"content": piece.text} if piece.text else {}},
-    {"delta": {"role": "assistant", "content": ""}},
-)
-_COMPLETION = _Shape(
-    "cmpl", wire.CompletionAnswer, _completion_choice, "text_completion", lambda piece: {"text": piece.text}
-)
-
-
 def _too_late() -> HttpProblem:
     return HttpProblem(504, "The answer took too long.", "timeout")
 
@@ -282,39 +249,6 @@ def _receive(pieces: asyncio.Queue[Piece], released: Callable[[], None], piece: 
     if piece.is_last:
         released()
     pieces.put_nowait(piece)
-
-
-async def _events(
-    answers: AsyncGenerator[Piece | None, None],
-    head: dict[str, Any],
-    shape: _Shape,
-    prompted: Prompted,
-    with_usage: bool,
-) -> AsyncGenerator[bytes, None]:
-    """The frames of a stream; a problem on the way is the last event before [DONE]."""
-    head = {**head, "object": shape.chunk_object}
-    extra = {"usage": None} if with_usage else {}
-    n_tokens: dict[int, int] = {}
-    try:
-        for index in range(len(prompted.prompts) if shape.first else 0):
-            choice = {"index": index, **(shape.first or {}), "logprobs": None, "finish_reason": None}
-            yield frame({**head, "choices": [choice], **extra})
-        async for piece in answers:
-            if piece is None:
-                continue
-            if piece.problem is not None:
-                yield frame(piece.problem.body())
-                break
-            n_tokens[piece.index] = piece.n_tokens
-            choice = {"index": piece.index, **shape.chunk_choice(piece)}
-            yield frame({**head, "choices": [{**choice, "logprobs": None, "finish_reason": piece.ended}], **extra})
-        else:
-            if with_usage:
-                usage = _usage(prompted.prompt_tokens, sum(n_tokens.values())).model_dump()
-                yield frame({**head, "choices": [], "usage": usage})
-        yield b"data: [DONE]\n\n"
-    finally:
-        await answers.aclose()
 
 
 async def _unless_gone(request: Request, work: Any) -> Any:
@@ -334,10 +268,6 @@ async def _unless_gone(request: Request, work: Any) -> Any:
         if not task.done():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-
-def _usage(prompt: int, completion: int) -> wire.Usage:
-    return wire.Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
 def _card(model: ServedModel) -> wire.ModelCard:
