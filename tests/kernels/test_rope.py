@@ -5,7 +5,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from fintune.kernels.rope import HeadLayout, rotate_heads, rotate_heads_backward
+from fintune.kernels.rope import HeadLayout, rotate_heads, rotate_heads_backward, rotate_heads_plain
 
 LAYOUT = HeadLayout(query=4, key=2, size=6)
 TOKENS, RANK = 5, 3
@@ -104,3 +104,16 @@ def test_the_kernels_equal_their_twins(tokens, layout, rank, norms):
 )
 def test_other_layouts_and_types_equal_their_twins(layout, dtype, norms):
     cases.check_rotation("cuda", dtype, 131, layout, rank=32, norms=norms, apart=64, unit_offset=True)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_in_place_where_nothing_is_recorded_it_gives_the_same_bits(adapters):
+    qkv, small, b = torch.randn(TOKENS, LAYOUT.width), torch.randn(TOKENS, 3 * RANK), torch.randn(LAYOUT.width, RANK)
+    cos, sin = cases.angles("cpu", torch.float32, TOKENS, LAYOUT.size)
+    given = {"small": small, "b": b} if adapters else {}
+    *expected, _ = rotate_heads_plain(qkv.clone(), cos, sin, LAYOUT, **given)
+    with torch.no_grad():
+        *found, rstd = rotate_heads(qkv, cos, sin, LAYOUT, **given)
+    assert rstd is None and found[0].data_ptr() == qkv.data_ptr()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)

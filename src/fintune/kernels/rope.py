@@ -82,6 +82,8 @@ def rotate_heads(
         from fintune.kernels import rope_triton
 
         return rope_triton.rotate_heads(qkv, cos, sin, layout, small, b, query_norm, key_norm, eps, unit_offset)
+    if query_norm is None and qkv.dtype == wide(qkv.dtype) and not torch.is_grad_enabled():
+        return _rotate_in_place(qkv, cos, sin, layout, small, b)
     return rotate_heads_plain(
         qkv,
         cos,
@@ -220,6 +222,22 @@ def _by_head(qkv: Tensor, layout: HeadLayout) -> tuple[Tensor, Tensor, Tensor]:
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = heads.chunk(2, -1)
     return heads * cos[:, None].to(heads.dtype) + torch.cat([-second, first], -1) * sin[:, None].to(heads.dtype)
+
+
+def _rotate_in_place(
+    qkv: Tensor, cos: Tensor, sin: Tensor, layout: HeadLayout, small: Tensor | None, b: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, None]:
+    """``rotate_heads_plain`` without norms, to the same bits, and with two new tensors of half the heads only."""
+    if small is not None and b is not None:
+        qkv += _adapter_outputs(small.to(qkv.dtype), b.to(qkv.dtype), layout)
+    half = layout.size // 2
+    heads = qkv.view(len(qkv), layout.heads, layout.size)[:, : layout.query + layout.key]
+    first, second = heads[..., :half], heads[..., half:]
+    cosine, sine = (part[:, None, :half].to(qkv.dtype) for part in (cos, sin))
+    from_first, from_second = first * sine, second * sine
+    first.mul_(cosine).sub_(from_second)
+    second.mul_(cosine).add_(from_first)
+    return *_by_head(qkv, layout), None
 
 
 def _gains(query_norm: Tensor, key_norm: Tensor, layout: HeadLayout, unit_offset: bool, dtype: torch.dtype) -> Tensor:
