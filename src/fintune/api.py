@@ -260,16 +260,17 @@ def load(
     adapters: Mapping[str, str | Path] | Sequence[str] = (),
     device: str | None = None,
     quantization: str | None = None,
+    bf16_products: bool = False,
 ) -> Predictor:
     """Loads a trained run, an adapter or a base model, ready to ``predict`` and ``write``.
 
     Args:
         path: run directory, adapter folder, named adapter, or anything ``model.base`` takes.
-        adapters: several adapters on the base ``path``, held in memory together: names of stored adapters or paths, or
-            a mapping from names of your own. ``predict(texts, adapter=NAME)`` answers with one of them, ``predict``
-            without a name with the base alone.
+        adapters: several on the base ``path``, in memory together: names of stored adapters or paths, or a mapping from
+            names of your own. ``predict(texts, adapter=NAME)`` answers with one of them, else the base alone.
         device: torch device; a GPU if there is one, when None.
         quantization: none, nf4, int8 or fp8; what the run was trained with, when None.
+        bf16_products: multiply in bf16 on a CPU with AVX512-BF16 or AMX: faster, and near-ties may fall otherwise.
 
     Raises:
         ModelError: the model cannot be loaded, or there is no such device or quantization.
@@ -283,10 +284,11 @@ def load(
     where = find_device(device)
     if quantization is not None:
         named_quantization(quantization)
+    held: dict[str, Any] = {"quantization": quantization, "bf16_products": bf16_products}
     if adapters:
         named = dict(adapters) if isinstance(adapters, Mapping) else {str(name): name for name in adapters}
-        return load_switchable(path, named, device=where, quantization=quantization)
-    return load_predictor(path, device=where, quantization=quantization, needs_template=False)
+        return load_switchable(path, named, device=where, **held)
+    return load_predictor(path, device=where, **held, needs_template=False)
 
 
 def report(run_dir: str | Path, *, documents: bool | None = None) -> Path:

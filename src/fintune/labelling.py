@@ -33,6 +33,7 @@ def predict_file(
     engine: Engine = "local",
     device: str | None = None,
     quantization: str | None = None,
+    bf16_products: bool = False,
     progress: bool = False,
     on_threshold: Callable[[Abstention], None] | None = None,
     **reading: str | None,
@@ -52,6 +53,7 @@ def predict_file(
         engine: ``local`` works on this machine, ``ray`` on the cluster that RAY_ADDRESS names, or on a new local one.
         device: torch device; a GPU if there is one, when None. Not with ``gpus``.
         quantization: none, nf4, int8 or fp8; what the run was trained with, when None.
+        bf16_products: as ``load`` takes it.
         progress: show progress on standard error.
         on_threshold: is told the threshold that ``abstain`` leads to.
         reading: delimiter, encoding or sheet, where detection fails.
@@ -70,7 +72,7 @@ def predict_file(
 
     count = _count(processes, gpus, device)
     named: dict[str, Any] = {"progress": progress, "reading": reading}
-    posed = Posed(_found_anywhere(place), task, abstain, quantization, device)
+    posed = Posed(_found_anywhere(place), task, abstain, quantization, device, bf16_products)
     if engine == "local" and gpus is not None:
         require_gpus(gpus)
         posed = replace(posed, device="cuda")

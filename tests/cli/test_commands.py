@@ -181,11 +181,13 @@ def test_predict_takes_texts_files_and_standard_input(
     lines.write_text("one\n\n two \n", encoding="utf-8")
     ran = run("predict", "runs/x", "up [bold]", "--file", str(lines), "--task", "tfns")
     assert ran.code == 0 and "positive 0.90 negative 0.10" in ran.out and "up [bold]" in ran.out
-    assert api.calls[0] == ("load", ("runs/x",), {})
+    assert api.calls[0] == ("load", ("runs/x",), {"bf16_products": False})
     assert api.calls[1] == ("predict", (["up [bold]", "one", "two"],), {"task": "tfns", "abstain": None})
     monkeypatch.setattr("sys.stdin", io.StringIO("three\n"))
     document = json.loads(run("--json", "predict", "runs/x", "-f", "-").out)
     assert document[0]["label"] == "positive" and api.calls[-1][1] == (["three"],)
+    run("predict", "runs/x", "--bf16-products", "up")
+    assert api.calls[-2] == ("load", ("runs/x",), {"bf16_products": True})
     run("predict", "runs/x", "--", "--json")
     assert api.calls[-1][1] == (["--json"],), "what follows -- is text"
 
@@ -220,7 +222,7 @@ def test_predict_takes_aliases_hub_ids_and_gguf_files_and_guesses_at_runs(
     monkeypatch.chdir(tmp_path)
     for name in ("smollm2-135m", "org/name", "model.gguf"):
         assert run("predict", name, "up").code == 0
-        assert api.calls[-2] == ("load", (name,), {})
+        assert api.calls[-2] == ("load", (name,), {"bf16_products": False})
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     assert "Did you mean runs/mine?" in run("predict", "mine", "up").err
     assert "Did you mean smollm2-135m?" in run("predict", "smollm2-135", "up").err
@@ -389,7 +391,7 @@ STOPPED_PROGRAM = """
 import os, signal, sys, types
 import fintune
 api = types.ModuleType("fintune.api")
-def load(place):
+def load(place, **held):
     os.kill(os.getpid(), signal.SIGTERM)
     sys.exit("not stopped")
 api.load = load
@@ -429,7 +431,7 @@ def test_a_handler_of_the_calling_program_stays(run: Run, api: Any) -> None:
 
     before = signal.signal(signal.SIGTERM, handler)
     try:
-        api.load = lambda place: seen.append(signal.getsignal(signal.SIGTERM))
+        api.load = lambda place, **held: seen.append(signal.getsignal(signal.SIGTERM))
         run("predict", "smollm2-135m", "up")
         assert seen == [handler] and signal.getsignal(signal.SIGTERM) == handler
     finally:

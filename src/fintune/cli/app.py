@@ -32,6 +32,7 @@ from fintune.cli.output import Output
 from fintune.cli.own_options import TableOptions, takes_table
 from fintune.cli.predicting import (
     TABLES,
+    Bf16Products,
     LabellingEngine,
     LabellingGpus,
     LabellingProcesses,
@@ -215,6 +216,7 @@ def predict(
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Task to answer, where the run was trained on several.")] = None,
+    bf16_products: Bf16Products = False,
     processes: LabellingProcesses = None,
     gpus: LabellingGpus = None,
     engine: LabellingEngine = "local",
@@ -246,6 +248,7 @@ def predict(
                 output_file,
                 task=task,
                 abstain=abstain,
+                bf16_products=bf16_products,
                 processes=processes,
                 gpus=gpus,
                 engine=engine,
@@ -255,7 +258,7 @@ def predict(
             output.say(file_summary(outcome))
             output.emit(outcome)
             return
-        model = api.load(place)
+        model = api.load(place, bf16_products=bf16_products)
         if abstain is not None:
             output.say(abstention_line(model.abstention(abstain, task=task)))
         predictions = model.predict(wanted, task=task, abstain=abstain)

@@ -12,17 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fintune.kernels.bf16_weight import bf16_weight
 from fintune.kernels.fp8_weight import Fp8Weight, stack_fp8
-from fintune.kernels.frozen_weight import frozen_weight
+from fintune.kernels.frozen_weight import FrozenWeight, frozen_weight
 from fintune.kernels.gated import Activation
 from fintune.kernels.layer_parts import DecoderLayer, Norm
 from fintune.kernels.lora_group import Adapter, LoraGroup
 from fintune.kernels.rope import HeadLayout
+from fintune.models.bf16_linear import Bf16Linear
 from fintune.models.fp8_linear import Fp8Linear
 
 # Architectures whose layer is the one of kernels.decoder_layer; transformers' module names.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
-_LINEAR = ("Linear", "Linear4bit", "Fp8Linear")
+_LINEAR = ("Linear", "Linear4bit", "Fp8Linear", "Bf16Linear")
 
 
 class OwnForward:
@@ -126,15 +128,26 @@ def _group(modules: Sequence[Any], dtype: torch.dtype) -> LoraGroup:
             raise NotFast(f"a {type(base).__name__} layer is not known to the fast path")
         if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
             raise NotFast("all its weights are trained")
-        if base.weight.is_floating_point() and base.weight.dtype != dtype:
+        rounds = isinstance(base, Bf16Linear)
+        if base.weight.is_floating_point() and base.weight.dtype != dtype and not rounds:
             raise NotFast(f"weights of {base.weight.dtype} are computed with in {dtype}")
     return LoraGroup(
-        weight=_stack_fp8(bases) if isinstance(bases[0], Fp8Linear) else frozen_weight([b.weight for b in bases]),
+        weight=_weight(bases),
         bias=_bias(bases, dtype),
         sizes=tuple(int(base.out_features) for base in bases),
         adapters=tuple(adapter for _, adapter in pairs),
         dtype=dtype,
     )
+
+
+def _weight(layers: Sequence[Any]) -> FrozenWeight:
+    if isinstance(layers[0], Fp8Linear):
+        return _stack_fp8(layers)
+    parameters = [layer.weight for layer in layers]
+    rounding = [isinstance(layer, Bf16Linear) for layer in layers]
+    if any(rounding) and not all(rounding):
+        raise NotFast("layers that share an input are held in different types")
+    return bf16_weight(parameters) if all(rounding) else frozen_weight(parameters)
 
 
 def _bias(layers: Sequence[Any], dtype: torch.dtype) -> Tensor | None:

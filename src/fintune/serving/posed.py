@@ -25,6 +25,7 @@ class Posed:
         abstain: accuracy that the answers should have.
         quantization: none, nf4, int8 or fp8; the run's own when None.
         device: torch device; a GPU if there is one, when None.
+        bf16_products: as ``load_predictor``.
     """
 
     place: str
@@ -32,6 +33,7 @@ class Posed:
     abstain: float | None = None
     quantization: str | None = None
     device: str | None = None
+    bf16_products: bool = False
 
     def open(self) -> Question:
         """The question, with the model loaded here."""
@@ -41,7 +43,8 @@ class Posed:
         from fintune.serving.predictor import load_predictor
 
         device = named_device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        predictor = load_predictor(self.place, device=device, quantization=self.quantization, needs_template=False)
+        held: dict[str, Any] = {"quantization": self.quantization, "bf16_products": self.bf16_products, "merge": True}
+        predictor = load_predictor(self.place, device=device, **held, needs_template=False)
         threshold = None if self.abstain is None else predictor.abstention(self.abstain, task=self.task).threshold
         return Question(predictor, self.task, threshold)
 

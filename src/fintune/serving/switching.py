@@ -25,7 +25,7 @@ from fintune.models.load import load_base, load_tokenizer
 from fintune.models.templates import apply_chat_template_override
 from fintune.models.window import readable_length
 from fintune.schema.adapter_records import require_place
-from fintune.schema.errors import AdapterError
+from fintune.schema.errors import AdapterError, ModelError
 from fintune.schema.recipe import ModelSection, Packing, Recipe, TaskSection
 from fintune.schema.run_directory import RunDirectory
 from fintune.serving.predictor import Predictor, recipe_of, template_of
@@ -141,6 +141,7 @@ def load_switchable(
     *,
     device: torch.device,
     quantization: str | None = None,
+    bf16_products: bool = False,
     default_task: str = "tfns",
 ) -> Predictor:
     """Loads a base once and puts several adapters on it.
@@ -150,11 +151,15 @@ def load_switchable(
         adapters: by the name they are to be called by, what to load: a named adapter, run directory or adapter folder.
         device: where the model goes.
         quantization: none, nf4, int8 or fp8; as the adapters were trained, when None.
+        bf16_products: refused here, as adapters are merged for them.
         default_task: task whose prompt the bare base is asked with.
 
     Raises:
         AdapterError: an adapter is unknown, of another base, or they were trained on bases that were held differently.
+        ModelError: bf16 products were asked for.
     """
+    if bf16_products:
+        raise ModelError("bf16_products is for one adapter, not for several on one base.", "Leave one of them out.")
     folders = {name: _folder(place) for name, place in adapters.items()}
     host = AdapterHost(base_section(str(base), folders, quantization), device=device, default_task=default_task)
     return replace(host.base, beside={name: host.add(folder) for name, folder in folders.items()})
