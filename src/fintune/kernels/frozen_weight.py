@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fintune.kernels.cpu_product import cpu_product
 from fintune.kernels.triton_use import triton_is_installed
 from fintune.kernels.unpack_nf4 import unpack_nf4
 from fintune.schema.errors import ModelError
@@ -82,7 +81,7 @@ class DenseWeight:
 
     def product(self, x: Tensor) -> Tensor:
         """``x W^T``."""
-        return cpu_product(x, self.dense(x.dtype))
+        return x @ self.dense(x.dtype).T
 
     def input_gradient(self, dy: Tensor, plus: SmallProduct | None = None) -> Tensor:
         """``dy W + plus``."""
