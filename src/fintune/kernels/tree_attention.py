@@ -53,13 +53,6 @@ class SpanMask:
 
     keys: Tensor
     seen: Tensor
-    _repeated: dict[int, Tensor] = field(default_factory=dict)
-
-    def seen_by(self, heads: int) -> Tensor:
-        """(S, 1, heads C, K): ``seen`` for so many heads below each other, made once for all layers."""
-        if heads not in self._repeated:
-            self._repeated[heads] = self.seen.repeat(1, 1, heads, 1)
-        return self._repeated[heads]
 
 
 def span_mask(subtree_end: Tensor, depth: Tensor, window: int | None = None, span: int = SPAN) -> SpanMask:
@@ -251,22 +244,17 @@ def _repeat_heads(states: Tensor, heads: int) -> Tensor:
 def _over_spans(
     query: Tensor, key: Tensor, value: Tensor, mask: SpanMask, scaling: float | None, softcap: float | None
 ) -> Tensor:
-    """Every span as one row of a batch: queries of the R = H / G heads that share keys below each other, so that
-    keys (S, G, K, D) are repeated for none of them: (S, G, R C, D).
-    """
+    """Every span as one row of a batch: (S, H, C, D) queries against (S, H, K, D) keys."""
     heads, size, width = query.shape[1:]
-    groups, (spans, _, span, _) = key.shape[1], mask.seen.shape
-    shared = heads // groups
-    padded = nn.functional.pad(query[0], (0, 0, 0, spans * span - size)).view(groups, shared, spans, span, width)
-    queries = padded.permute(2, 0, 1, 3, 4).reshape(spans, groups, shared * span, width)
-    keys, values = (_of_spans(states, mask.keys) for states in (key, value))
-    seen = mask.seen_by(shared)
+    spans, _, span, _ = mask.seen.shape
+    padded = nn.functional.pad(query[0], (0, 0, 0, spans * span - size))
+    queries = padded.view(heads, spans, span, width).transpose(0, 1)
+    keys, values = (_repeat_heads(_of_spans(states, mask.keys), heads) for states in (key, value))
     if softcap is None:
-        out = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=scaling)
+        out = nn.functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask.seen, scale=scaling)
     else:
-        out = _eager(queries, keys, values, seen, scaling, softcap)
-    out = out.view(spans, groups, shared, span, width).permute(1, 2, 0, 3, 4)
-    return out.reshape(1, heads, spans * span, width)[:, :, :size]
+        out = _eager(queries, keys, values, mask.seen, scaling, softcap)
+    return out.transpose(0, 1).reshape(1, heads, spans * span, width)[:, :, :size]
 
 
 def _of_spans(states: Tensor, keys: Tensor) -> Tensor:
