@@ -20,13 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fintune.kernels.chunk_scores import (
+    Buffers,
+    chunk_buffers,
+    gradient_weights,
+    score_by_kernels,
+    score_plain,
+    sum_dtype,
+)
 from fintune.kernels.fp8_weight import Fp8Weight, fp8_weight
 from fintune.kernels.triton_use import uses_triton
 
 CHUNK_BYTES = 256 * 2**20
 _ROW_MULTIPLE = 64
-# Half precision ends at 65,504 and below 6e-8, and this gradient is made before the loss scale is known.
-_HALF_PEAK = 1024.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def linear_edge_cross_entropy_plain(hidden: Tensor, head: LinearHead, edges: Los
     bias = None if head.bias is None else head.bias.to(dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         logits = nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), bias)
-        logits = logits.to(_sum_dtype(dtype)) * head.logit_scale
+        logits = logits.to(sum_dtype(dtype)) * head.logit_scale
         if head.softcap is not None:
             logits = head.softcap * torch.tanh(logits / head.softcap)
         losses = nn.functional.cross_entropy(logits[edges.parent], edges.target, reduction="none")
@@ -148,10 +154,6 @@ def linear_edge_cross_entropy_plain(hidden: Tensor, head: LinearHead, edges: Los
 def _product_dtype(hidden: Tensor, head: LinearHead) -> torch.dtype:
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
-
-
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 class _LinearEdgeCrossEntropy(torch.autograd.Function):
@@ -184,7 +186,7 @@ class _LinearEdgeCrossEntropy(torch.autograd.Function):
             return (None,) * 8
         # In fp32, because a factor rounded to bf16 would be off by the same share everywhere.
         gradients = [
-            None if saved is None else (saved.to(_sum_dtype(saved.dtype)) * loss_gradient).to(dtype)
+            None if saved is None else (saved.to(sum_dtype(saved.dtype)) * loss_gradient).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*gradients, None, None, None, None, None)
@@ -198,42 +200,6 @@ class _Walked:
     hidden_gradient: Tensor | None
     weight_gradient: Tensor | None
     bias_gradient: Tensor | None
-
-
-@dataclass(frozen=True)
-class _Buffers:
-    """Memory for one chunk, reused by the next: fresh pages cost the CPU as much as the exponentials.
-
-    Attributes:
-        product: (C, V) logits as the product gives them, later their gradient.
-        wide: (C, V) in the type sums are made in; the same memory as ``product`` in fp32 and for our kernels.
-        slope: (C, V) derivative of the softcap; None without one, without gradients or for our kernels.
-    """
-
-    product: Tensor
-    wide: Tensor
-    slope: Tensor | None
-
-    def first(self, size: int) -> _Buffers:
-        """The same memory for a chunk of ``size`` parents."""
-        product = self.product[:size]
-        wide = product if self.wide is self.product else self.wide[:size]
-        return _Buffers(product, wide, None if self.slope is None else self.slope[:size])
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """What gradients are made of, besides logits.
-
-    Attributes:
-        parent: (P,) summed weight of each parent's edges.
-        edge: (E,) weight of each edge, or for our kernels the summed weight of all edges at its cell.
-        peak: in half precision, what all weights were divided by; None in other types.
-    """
-
-    parent: Tensor
-    edge: Tensor
-    peak: Tensor | None
 
 
 def _walk(
@@ -255,9 +221,9 @@ def _walk(
     in_place = uses_triton(hidden, weight)
     logit_bytes = (dtype.itemsize + 4 * (dtype == torch.float16 and wanted[1])) if in_place else 4
     rows = rows or chunk_rows(parents, vocabulary, hidden_size, logit_bytes=logit_bytes)
-    weights = _weights(edges, parents, vocabulary, dtype, in_place) if any(wanted) else None
-    buffers = _buffers(min(rows, parents), head, dtype, any(wanted), in_place)
-    score = _score_in_place if in_place else _score_plain
+    weights = gradient_weights(edges, parents, vocabulary, dtype, in_place) if any(wanted) else None
+    buffers = chunk_buffers(min(rows, parents), head, dtype, any(wanted), in_place)
+    score = score_by_kernels if in_place else score_plain
     for start in range(0, parents, rows):
         chunk = slice(start, min(start + rows, parents))
         own = buffers.first(chunk.stop - start)
@@ -275,7 +241,7 @@ def _walk(
 def _empty(
     hidden: Tensor, head: LinearHead, edges: LossEdges, dtype: torch.dtype, wanted: tuple[bool, bool, bool]
 ) -> _Walked:
-    wide, device = _sum_dtype(dtype), hidden.device
+    wide, device = sum_dtype(dtype), hidden.device
     # Half precision would lose what only the loss scale, later, makes large enough to keep.
     narrow = wide if dtype == torch.float16 else dtype
     return _Walked(
@@ -284,37 +250,6 @@ def _empty(
         torch.zeros(head.weight.shape, dtype=wide, device=device) if wanted[1] else None,
         torch.zeros(head.weight.shape[0], dtype=wide, device=device) if wanted[2] else None,
     )
-
-
-def _buffers(rows: int, head: LinearHead, dtype: torch.dtype, with_gradients: bool, in_place: bool) -> _Buffers:
-    shape, device = (rows, head.weight.shape[0]), head.weight.device
-    product = torch.empty(shape, dtype=dtype, device=device)
-    if in_place:
-        return _Buffers(product, product, None)
-    wide = product if _sum_dtype(dtype) == dtype else torch.empty(shape, dtype=_sum_dtype(dtype), device=device)
-    return _Buffers(product, wide, torch.empty_like(wide) if with_gradients and head.softcap is not None else None)
-
-
-def _weights(edges: LossEdges, parents: int, vocabulary: int, dtype: torch.dtype, in_place: bool) -> _Weights:
-    edge = edges.weight.to(_sum_dtype(dtype))
-    parent = _sum_by(edges.parent, edge, parents)
-    # Half precision: a gradient of known size, whatever the weights are; powers of the weights cancel at the end.
-    peak = parent.amax().clamp(min=1e-30) / _HALF_PEAK if dtype == torch.float16 else None
-    if peak is not None:
-        edge, parent = edge / peak, parent / peak
-    if in_place:  # each edge sets its cell, where plain operations would add to it
-        cell = edges.parent * vocabulary + edges.target
-        first = torch.searchsorted(cell.sort().values, cell)  # one number for all edges of a cell
-        edge = _sum_by(first, edge, len(edge))[first]
-    return _Weights(parent, edge, peak)
-
-
-def _sum_by(index: Tensor, weight: Tensor, size: int) -> Tensor:
-    """(size,) weights summed by index, in a fixed order on either device, so that a resumed run repeats to the bit."""
-    sums = weight.new_zeros(size)
-    if weight.device.type == "cpu":
-        return sums.index_add_(0, index, weight)
-    return sums.index_put_((index,), weight, accumulate=True)
 
 
 def _in_fp8(head: LinearHead) -> Fp8Weight | None:
@@ -337,70 +272,10 @@ def _multiply(hidden: Tensor, head: LinearHead, rounded: Fp8Weight | None, produ
         torch.addmm(head.bias, hidden, head.weight.t(), out=product)
 
 
-def _score_in_place(
-    own: _Buffers, head: LinearHead, edges: LossEdges, chunk: slice, weights: _Weights | None, log_probabilities: Tensor
-) -> None:
-    """What ``_score_plain`` does, by our kernels."""
-    from fintune.kernels.edge_loss_triton import score_in_place
-
-    given = None if weights is None else (weights.parent, weights.edge)
-    score_in_place(own.product, head, edges, chunk.start, given, log_probabilities)
-
-
-def _score_plain(
-    own: _Buffers, head: LinearHead, edges: LossEdges, chunk: slice, weights: _Weights | None, log_probabilities: Tensor
-) -> None:
-    """From raw logits in ``own.product`` to their gradient there; in ``own.wide`` it is not yet rounded.
-
-    Args:
-        own: the chunk's buffers.
-        head: the head.
-        edges: the edges of all chunks.
-        chunk: which parents the chunk has.
-        weights: None where no gradient is wanted; nothing of use remains in the buffers then.
-        log_probabilities: (E,), written for edges of the chunk.
-    """
-    logits = own.wide
-    _cap_logits(own, head)
-    inside = (edges.parent >= chunk.start) & (edges.parent < chunk.stop)  # a selection would wait for the GPU
-    row = (edges.parent - chunk.start).clamp(0, len(logits) - 1)
-    cell = row * logits.shape[1] + edges.target
-    target_logit = logits.view(-1)[cell]
-    highest = logits.amax(dim=-1)
-    total = logits.sub_(highest[:, None]).exp_().sum(dim=-1)
-    normaliser = total.log() + highest
-    torch.where(inside, target_logit - normaliser[row], log_probabilities, out=log_probabilities)
-    if weights is None:
-        return
-    gradient = logits.mul_((weights.parent[chunk] / total)[:, None])
-    # No cell has two edges of weight unless the caller repeats one, so the order of additions is no matter.
-    gradient.view(-1).scatter_add_(0, cell, torch.where(inside, -weights.edge, 0.0))
-    if own.slope is not None:
-        gradient.mul_(own.slope)
-    if head.logit_scale != 1.0:
-        gradient.mul_(head.logit_scale)
-    if own.product is not gradient:
-        own.product.copy_(gradient)
-
-
-def _cap_logits(own: _Buffers, head: LinearHead) -> None:
-    """``own.wide`` becomes the logits scaled and capped, ``own.slope`` the softcap's derivative."""
-    logits = own.wide
-    if logits is not own.product:
-        logits.copy_(own.product)
-    if head.logit_scale != 1.0:
-        logits.mul_(head.logit_scale)
-    if head.softcap is not None:
-        logits.div_(head.softcap).tanh_()
-        if own.slope is not None:
-            torch.mul(logits, logits, out=own.slope).neg_().add_(1.0)
-        logits.mul_(head.softcap)
-
-
 def _add_gradients(
     hidden: Tensor,
     weight: Tensor | Fp8Weight,
-    own: _Buffers,
+    own: Buffers,
     chunk: slice,
     peak: Tensor | None,
     walked: _Walked,
