@@ -11,6 +11,7 @@ All sides hold the same weights in one process, take the same rows under FLARE's
 (`predict --bf16-products`). Each peer is compared with fintune in its own type, and labels with fintune in the first.
 
 * fintune: `predict_file` from one Parquet file to another: reading, tokenising, scoring and writing;
+* fintune-processes: the same by --processes that hold the model on the one device;
 * pipeline: `pipeline("text-generation")`, a row a call, greedily up to --new-tokens; the label that the answer states;
 * pipeline-batched: the same with a list and the fastest of --batch-sizes;
 * likelihood: what one writes by hand with `transformers`: every label behind its prompt, padded, whole logits;
@@ -28,7 +29,8 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -38,15 +40,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import yaml
 
 from fintune.bench.measuring import own_turn, seconds_of
 from fintune.environment import describe_environment
 from fintune.models.load import load_base
 from fintune.schema.recipe import ModelSection, TaskSection
-from fintune.serving.predictor import Predictor, load_predictor
+from fintune.schema.run_directory import RunDirectory
+from fintune.serving.answers import Question
+from fintune.serving.files import label_file
+from fintune.serving.groups import Engine
+from fintune.serving.posed import Posed, question_elsewhere
+from fintune.serving.predictor import load_predictor
+from fintune.serving.workers import workers_for
 from fintune.tasks.registry import task_of
 
-SIDES = ("fintune", "pipeline", "pipeline-batched", "likelihood", "lm-eval", "lm-eval-ended")
+SIDES = ("fintune", "fintune-processes", "pipeline", "pipeline-batched", "likelihood", "lm-eval", "lm-eval-ended")
 Labels = list[str | None]
 
 
@@ -144,11 +153,11 @@ def by_harness(peer: Peer, prompts: Prompts, batch_size: int, end: str = "") -> 
     return [peer.choices[max(range(len(row)), key=row.__getitem__)] for row in by_row]
 
 
-def by_fintune(predictor: Predictor, source: Path) -> Labels:
-    """Labels from the file that ``predict_file`` writes."""
+def by_fintune(question: Question, source: Path, engine: Engine | None = None) -> Labels:
+    """Labels from the file that ``fintune predict`` writes; by this process without an engine."""
     output = source.with_name("out.parquet")
     output.unlink(missing_ok=True)
-    predictor.predict_file(source, "text", output)
+    label_file(question, source, "text", output, progress=False, engine=engine)
     labels: Labels = pq.read_table(output)["prediction"].to_pylist()
     return labels
 
@@ -165,13 +174,14 @@ def main() -> None:
     parser.add_argument("--rows-one-by-one", type=int, default=32, help="rows of the pipeline without batches")
     parser.add_argument("--new-tokens", type=int, help="of a written answer; what the task's evaluation allows")
     parser.add_argument("--batch-sizes", nargs="+", type=int, help="of the peers, in rows")
+    parser.add_argument("--processes", type=int, default=1, help="more than one adds the side fintune-processes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="processor on a shared machine")
     parser.add_argument("--only", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, own_turn():
-        sides = measure(arguments, Path(folder))
+    with tempfile.TemporaryDirectory() as folder, own_turn(), ExitStack() as stack:
+        sides = measure(arguments, Path(folder), stack)
     reference = next((side for side in sides if side.name == "fintune"), sides[0])
     print(table(sides, reference.labels))
     if arguments.json:
@@ -185,28 +195,39 @@ def main() -> None:
         arguments.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> list[Side]:
-    """Warms every side up, then times all of them in turns."""
+def measure(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> list[Side]:
+    """Warms every side up, then times all of them in turns; further processes end with ``stack``."""
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
     section = TaskSection(name=arguments.task, prompt=arguments.prompt, source=arguments.source)
     examples = read_examples(section, arguments.rows or (2048 if on_gpu else 128))
     source = folder / "in.parquet"
     pq.write_table(pa.table({"text": [str(example.metadata["text"]) for example in examples]}), source)
+    asked = run_of_base(arguments.model, section, folder / "asked")
     prompts = [[{"role": m.role, "content": m.content} for m in example.messages] for example in examples]
     sizes = arguments.batch_sizes or ([64, 256] if on_gpu else [1, 8])
     made: list[tuple[Side, Callable[[], Labels]]] = []
     for dtype in arguments.dtypes or ["bfloat16" if on_gpu else "float32"]:
         rounds = dtype == "bfloat16" and not on_gpu
-        predictor = replace(load_predictor(arguments.model, device=device, bf16_products=rounds), tasks=(section,))
+        predictor = load_predictor(asked, device=device, bf16_products=rounds)
         peer = load_peer(arguments, device, examples[0].choices, section, getattr(torch, dtype))
         works = works_of(peer)
+        ours = {"fintune": partial(by_fintune, Question(predictor), source)}
+        if arguments.processes > 1:
+            posed = Posed(str(asked), device=str(device), bf16_products=rounds)
+            workers = stack.enter_context(workers_for(posed, arguments.processes))
+            ours["fintune-processes"] = partial(
+                by_fintune, question_elsewhere(posed, workers.known)[0], source, workers.engine
+            )
         for name in arguments.only:
+            if name.startswith("fintune") and name not in ours:
+                continue
             rows = prompts[: arguments.rows_one_by_one] if name == "pipeline" else prompts
             side = Side(name, len(rows), dtype)
-            if name == "fintune":
-                side.setting = f"{predictor.scorer.tokens_per_batch} tokens at once"
-                run = partial(by_fintune, predictor, source)
+            if name in ours:
+                processes = arguments.processes if name == "fintune-processes" else 1
+                side.setting = f"{predictor.scorer.tokens_per_batch} tokens at once, processes: {processes}"
+                run = ours[name]
                 run()
             else:
                 size = 1 if name == "pipeline" else fastest(works[name], rows[: max(sizes)], sizes, device)
@@ -219,6 +240,14 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[Side]:
             side.rates.append(side.rows / seconds)
             print(f"{side.name} {side.dtype}: {side.rates[-1]:.2f} rows/s ({side.setting})", flush=True)
     return [side for side, _ in made]
+
+
+def run_of_base(model: str, section: TaskSection, folder: Path) -> Path:
+    """A run directory of the base model, untrained, that answers under the section's prompt."""
+    recipe = {"name": "asked", "model": {"base": model}, "data": {"tasks": [section.model_dump(mode="json")]}}
+    folder.mkdir()
+    RunDirectory(folder).recipe.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return folder
 
 
 def works_of(peer: Peer) -> dict[str, Callable[[Prompts, int], Labels]]:
@@ -287,16 +316,16 @@ def load_peer(
 def table(sides: Sequence[Side], reference: Labels) -> str:
     """A Markdown table: medians, with the smallest and largest repeat."""
     lines = [
-        "| side | type | rows | rows/s | fintune is | equal labels | no label |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| side | type | rows | rows/s | fintune is | with processes | equal labels | no label |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for side in sides:
-        ours = next((one for one in sides if (one.name, one.dtype) == ("fintune", side.dtype)), sides[0])
-        times = [a / b for a, b in zip(ours.rates, side.rates, strict=True)]
         share, none = side.equal(reference)
+        ours = [one for one in sides if one.name.startswith("fintune") and one.dtype == side.dtype]
+        times = [f"{spread([a / b for a, b in zip(one.rates, side.rates, strict=True)])}x" for one in ours]
         lines.append(
-            f"| {side.name} ({side.setting}) | {side.dtype} | {side.rows} | {spread(side.rates)} | {spread(times)}x "
-            f"| {share:.1%} | {none} |"
+            f"| {side.name} ({side.setting}) | {side.dtype} | {side.rows} | {spread(side.rates)} "
+            f"| {' | '.join([*times, '', ''][:2])} | {share:.1%} | {none} |"
         )
     return "\n".join(lines)
 

@@ -142,7 +142,7 @@ class Session:
 
     def scorer(self, model: EdgeModel) -> Scorer:
         """Scores documents with ``model`` under this recipe."""
-        budget = scoring_budget(self.recipe.evaluation.tokens_per_batch, self.base.model.device)
+        budget = scoring_budget(self.recipe.evaluation.tokens_per_batch, model)
         evaluation = self.recipe.evaluation
         return Scorer(model, self.chat, budget, self.packing, evaluation.decoding, evaluation.batch_size)
 

@@ -29,9 +29,21 @@ from fintune.trees.prefix_tree import FloatArray
 OnBatch = Callable[[int], None]
 
 
-def scoring_budget(wanted: int | None, device: torch.device) -> int:
-    """Tree tokens scored at once; a GPU needs more to be busy."""
-    return wanted or (2048 if device.type == "cpu" else 16384)
+# On a GPU: tokens times the width of the feed-forward block, as 16,384 tokens of an 8B model have. A batch of a small
+# model ends before the next is prepared, so it takes more tokens.
+_GPU_ACTIVATIONS = 16384 * 14336
+_LEAST_ON_GPU, _MOST_ON_GPU = 16384, 65536
+
+
+def scoring_budget(wanted: int | None, model: EdgeModel) -> int:
+    """Tree tokens scored at once; a GPU needs more to be busy, of a small model most."""
+    if wanted or model.device.type == "cpu":
+        return wanted or 2048
+    config = model.model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    width = int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
+    fitting = 1 << (_GPU_ACTIVATIONS // width).bit_length() - 1
+    return min(max(fitting, _LEAST_ON_GPU), _MOST_ON_GPU)
 
 
 def generation_batch(wanted: int | None, device: torch.device) -> int:

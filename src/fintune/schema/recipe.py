@@ -293,7 +293,7 @@ class EvaluationSection(_Section):
         description="Classical systems scored on the same documents, each where it applies.",
     )
     tokens_per_batch: int | None = Field(
-        None, ge=16, description="Tree tokens scored at once; null: 2048 on the CPU, 16384 on a GPU."
+        None, ge=16, description="Tree tokens scored at once; null: 2048 on the CPU, 16384 or more on a GPU."
     )
     batch_size: int | None = Field(
         None, ge=1, description="Answers generated side by side; null: 16 on the CPU, 256 on a GPU."

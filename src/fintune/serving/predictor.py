@@ -45,10 +45,9 @@ __all__ = ["OnBatch", "Prediction", "Predictor", "load_predictor"]
 
 log = logging.getLogger(__name__)
 OnBatch = Callable[[int], None]
-# Weights times rows of a part, then its least and most rows: about 20 s on two cores, less on a GPU, so that the next
-# part is read meanwhile.
+# Weights times rows of a part, then its least and most rows: about 20 s on two cores.
 _CPU_PART = (2 * 10**10, 16, 1024)
-_GPU_PART = (10**12, 1024, 2048)
+_GPU_PART_ROWS = 1024  # a second at most, so that the next part is read meanwhile, and processes share out short files
 DROPPED = "The prompt is too long: its oldest %d tokens were left out, and the newest are read, %d with the template."
 
 
@@ -288,9 +287,10 @@ class Predictor:
     @property
     def rows_a_part(self) -> int:
         """A power of two that takes some seconds, so that little is lost by a stop, and keeps the device busy."""
-        on_cpu = self.scorer.model.device.type == "cpu"
+        if self.scorer.model.device.type != "cpu":
+            return _GPU_PART_ROWS
         weights: int = sum(weight.numel() for weight in self.scorer.model.model.parameters())
-        work, least, most = _CPU_PART if on_cpu else _GPU_PART
+        work, least, most = _CPU_PART
         fitting: int = 1 << (work // max(weights, 1)).bit_length()
         return min(most, max(least, fitting))
 
@@ -361,7 +361,7 @@ def load_predictor(
         multiply_in_bf16(model)
     edge_model = EdgeModel(model, choose_backend(section.attention, device, model.config), loaded.dtype)
     packing, _ = supported_packing(loaded.model.config, packing)
-    budget = scoring_budget(recipe.evaluation.tokens_per_batch if recipe else None, device)
+    budget = scoring_budget(recipe.evaluation.tokens_per_batch if recipe else None, edge_model)
     chat = ChatFormat(loaded.tokenizer, readable_length(loaded.model.config, max_length))
     scorer = Scorer(edge_model, chat, budget, packing)
     held = f"{loaded.quantization}/bf16 products" if bf16_products else loaded.quantization

@@ -129,7 +129,7 @@ class AdapterHost:
             template = apply_chat_template_override(tokenizer, recipe.model.chat_template, section.base)
         packing, _ = supported_packing(loaded.model.config, wanted)
         chat = ChatFormat(tokenizer, readable_length(loaded.model.config, max_length))
-        scorer = Scorer(self.edge_model, chat, scoring_budget(budget, loaded.model.device), packing)
+        scorer = Scorer(self.edge_model, chat, scoring_budget(budget, self.edge_model), packing)
         own = read_adapter_info(adapter).content_hash if adapter is not None else "base"
         identity = f"{loaded.files.content_hash}/{own}/{loaded.quantization}"
         return Predictor(scorer, tasks, adapter, identity, template=template_of(recipe, template))

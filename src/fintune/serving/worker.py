@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from queue import SimpleQueue
+from queue import Queue, SimpleQueue
 from threading import Thread
 from typing import IO, Any
 
 from fintune.schema.errors import FintuneError
+from fintune.serving.answers import Question
 from fintune.serving.posed import Posed
 
 
@@ -27,9 +28,11 @@ def main() -> None:
     try:
         question = (posed := Posed(**json.loads(lines.get()))).open()
         _tell(told, posed.known(question))
+        ahead: Queue[Any] = Queue(maxsize=1)
+        Thread(target=_read_ahead, args=(question, lines, ahead), daemon=True).start()
         while True:
-            group = json.loads(lines.get())
-            _tell(told, {"start": group["start"], "values": list(question.values(question.read(group["texts"])))})
+            start, read = _unless_error(ahead.get())
+            _tell(told, {"start": start, "values": list(question.values(read))})
     except FintuneError as error:
         _tell(told, {"error": [type(error).__name__, error.message, error.remedy]})
         raise SystemExit(1) from None
@@ -40,6 +43,22 @@ def _listen(stream: IO[str], lines: SimpleQueue[str]) -> None:
     for line in stream:
         lines.put(line)
     os._exit(0)
+
+
+def _read_ahead(question: Question, lines: SimpleQueue[str], ahead: Queue[Any]) -> None:
+    """Reads the next group while one is answered; what goes wrong is handed over, and ends it."""
+    try:
+        while True:
+            group = json.loads(lines.get())
+            ahead.put((group["start"], question.read(group["texts"])))
+    except BaseException as error:
+        ahead.put(error)
+
+
+def _unless_error(handed: Any) -> Any:
+    if isinstance(handed, BaseException):
+        raise handed
+    return handed
 
 
 def _tell(stream: IO[str], value: dict[str, Any]) -> None:

@@ -50,5 +50,7 @@ class EncodedExample:
 
 
 def _supervised(prompt: IntArray, completion: IntArray, index: int, weight: float = 1.0) -> TokenSample:
-    supervision = np.concatenate([np.zeros(len(prompt)), np.full(len(completion), weight)])
-    return TokenSample(np.concatenate([prompt, completion]), supervision, index)
+    tokens = np.concatenate([prompt, completion])
+    supervision = np.zeros(len(tokens))
+    supervision[len(prompt) :] = weight
+    return TokenSample(tokens, supervision, index)
