@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import threading
 import time
+from queue import SimpleQueue
 
 import psutil
 import pytest
@@ -13,7 +16,7 @@ import torch
 import fintune
 from fintune.models.tiny import write_tiny_model
 from fintune.schema.errors import DataError, RunError
-from fintune.serving import files
+from fintune.serving import files, worker
 from fintune.serving.answers import Question
 from fintune.serving.groups import open_groups
 from fintune.serving.parts import PartStore
@@ -138,3 +141,36 @@ def test_a_cluster_that_loses_a_machine_ends_with_the_same_rows(place, source, u
         cluster.shutdown()
     assert len(written) == len(read) == ROWS / 4 and read_at_first_part[0] <= 4
     assert (tmp_path / "out.csv").read_bytes() == undisturbed
+
+
+class _Asked:
+    """A question that notes when it reads and answers, and cannot read one text."""
+
+    def __init__(self):
+        self.steps = []
+        self.is_read = threading.Event()
+
+    def read(self, texts):
+        if texts == ["unreadable"]:
+            raise DataError("It cannot be read.", "Leave it out.")
+        self.steps.append(("read", texts[0]))
+        if texts == ["second"]:
+            self.is_read.set()
+        return texts
+
+    def values(self, read):
+        assert self.is_read.wait(60)  # the second group is read while the first is answered
+        self.steps.append(("values", read[0]))
+        return iter([[text.upper()] for text in read])
+
+
+def test_a_process_reads_the_next_group_while_it_answers_one(monkeypatch):
+    question, told = _Asked(), []
+    monkeypatch.setattr(worker, "_tell", lambda stream, value: told.append(value))
+    lines = SimpleQueue()
+    for start, text in enumerate(["first", "second", "unreadable"]):
+        lines.put(json.dumps({"start": start, "texts": [text]}))
+    with pytest.raises(DataError, match="cannot be read"):
+        worker.answer(question, lines, None)
+    assert told == [{"start": 0, "values": [["FIRST"]]}, {"start": 1, "values": [["SECOND"]]}]
+    assert question.steps.index(("read", "second")) < question.steps.index(("values", "first"))

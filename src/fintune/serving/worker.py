@@ -28,11 +28,7 @@ def main() -> None:
     try:
         question = (posed := Posed(**json.loads(lines.get()))).open()
         _tell(told, posed.known(question))
-        ahead: Queue[Any] = Queue(maxsize=1)
-        Thread(target=_read_ahead, args=(question, lines, ahead), daemon=True).start()
-        while True:
-            start, read = _unless_error(ahead.get())
-            _tell(told, {"start": start, "values": list(question.values(read))})
+        answer(question, lines, told)
     except FintuneError as error:
         _tell(told, {"error": [type(error).__name__, error.message, error.remedy]})
         raise SystemExit(1) from None
@@ -43,6 +39,19 @@ def _listen(stream: IO[str], lines: SimpleQueue[str]) -> None:
     for line in stream:
         lines.put(line)
     os._exit(0)
+
+
+def answer(question: Question, lines: SimpleQueue[str], told: IO[str]) -> None:
+    """Answers the groups of the lines as they come, and reads the next one meanwhile.
+
+    Raises:
+        FintuneError: what the question raises.
+    """
+    ahead: Queue[Any] = Queue(maxsize=1)
+    Thread(target=_read_ahead, args=(question, lines, ahead), daemon=True).start()
+    while True:
+        start, read = _unless_error(ahead.get())
+        _tell(told, {"start": start, "values": list(question.values(read))})
 
 
 def _read_ahead(question: Question, lines: SimpleQueue[str], ahead: Queue[Any]) -> None:
