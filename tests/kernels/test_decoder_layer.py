@@ -71,6 +71,14 @@ def test_computing_the_mlp_again_chunk_by_chunk_changes_nothing(monkeypatch, tok
     assert distance(again, kept) < 1e-12
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_no_tokens_at_all(keep):
+    layer = random_layer(torch.float64)
+    found, expected = both(layer, random_pass(0, torch.float64, keep_mlp=keep), torch.float64, tokens=0)
+    assert [part.shape for part in found] == [part.shape for part in expected]
+    assert all(not part.any() for part in found)
+
+
 def test_dropout_is_drawn_again_alike_when_the_mlp_is_computed_again(monkeypatch):
     monkeypatch.setattr(module, "MLP_ROWS", 16)
     layer = random_layer(torch.float64, dropout=0.4)

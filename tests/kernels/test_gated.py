@@ -52,8 +52,10 @@ def test_the_gradient_may_overwrite_its_input_and_spares_dp_when_nothing_else_is
     before = dp.clone()
     expected, hidden = gated_backward(dp, gate_up, activation, want_hidden=False)
     assert hidden is None and torch.equal(dp, before)
-    result, _ = gated_backward(dp, gate_up, activation, out=gate_up)
+    state = gated(gate_up, activation)
+    result, hidden = gated_backward(dp, gate_up, activation, out=gate_up)
     assert result is gate_up and torch.equal(result, expected)
+    torch.testing.assert_close(hidden, state)
 
 
 @pytest.mark.slow

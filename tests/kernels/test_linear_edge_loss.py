@@ -115,6 +115,15 @@ def test_half_precision_keeps_gradients_that_the_loss_scale_would_have_saved():
         assert (a.float() - b.float()).norm() <= 2e-3 * b.float().norm()
 
 
+def test_half_precision_takes_weights_that_are_all_negative():
+    torch.manual_seed(4)
+    leaves, given = problem(6, 9, hidden_size=64, vocabulary=301, dtype=torch.float16)
+    head, below = head_of(leaves), LossEdges(given.parent, given.target, -given.weight)
+    ours = loss_and_gradients(lambda: linear_edge_cross_entropy(leaves[0], head, below)[0], leaves)
+    twin = loss_and_gradients(lambda: linear_edge_cross_entropy_plain(leaves[0], head, below), leaves)
+    assert_close(ours, twin, 2e-3)
+
+
 @pytest.mark.parametrize("rows", [1, 4, None])
 def test_equal_to_the_loss_from_whole_logits(rows):
     torch.manual_seed(5)

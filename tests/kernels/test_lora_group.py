@@ -7,6 +7,7 @@ from tests.kernels.frozen_cases import KINDS
 
 from fintune.kernels.fp8_weight import Fp8Weight, quantize_rows
 from fintune.kernels.hashed_dropout import keep_mask
+from fintune.kernels.layer_parts import Norm
 from fintune.kernels.lora_group import RANK_MULTIPLE, refresh, wide_product
 
 SIZES, INPUTS, TOKENS = (48, 16, 32), 64, 9
@@ -69,6 +70,24 @@ def test_a_normalised_input_need_not_be_there(dropout):
     expected = group.adapter_gradients(dy, x, small, d_small, SEED, dropout)
     found = group.adapter_gradients(dy, h, small, d_small, SEED, dropout, row_scale=rows, column_scale=columns)
     assert distance(found, expected) < 1e-12
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e4])
+def test_half_precision_neither_loses_nor_overflows_what_a_norm_scales(size):
+    group = group_of((16, 16, 16), dtype=torch.float16)
+    h, d_small = size * torch.randn(TOKENS, INPUTS), 1e-4 / min(size, 1) * torch.randn(TOKENS, 48)
+    rstd, h, d_small = h.square().mean(1).rsqrt(), h.half(), (d_small * 6).half()
+    found = group.adapter_gradients(
+        torch.zeros(TOKENS, sum(SIZES)).half(), h, d_small, d_small, SEED, 0.0, row_scale=rstd
+    )
+    expected = d_small.double().T @ (h.double() * rstd.double()[:, None])
+    for member in range(3):
+        assert distance([found[2 * member].double()], [expected[16 * member :][:16]]) < 2e-3
+
+
+def test_a_norm_that_adds_one_is_as_exact_in_the_gradient_as_in_the_forward_pass():
+    norm = Norm((torch.randn(INPUTS) * 0.3).bfloat16(), 1e-6, unit_offset=True)
+    assert torch.equal(norm.scale, norm.weight.float() + 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.models.test_fast_layers import is_fast
+from tests.models.test_fast_layers import is_fast, random_base, with_adapter
 
 import fintune
 from fintune.inference.forward import EdgeModel
@@ -50,6 +50,14 @@ def test_every_layer_but_the_head_and_the_adapters_multiplies_in_bf16(adapted):
     assert len(layers) == LINEAR_LAYERS and all(layer.weight.dtype == torch.bfloat16 for layer in layers)
     others = [p for p in model.parameters() if not any(p is layer.weight for layer in layers)]
     assert {p.dtype for p in others} == {torch.float32} and len(others) >= 2 * LINEAR_LAYERS
+
+
+@pytest.mark.parametrize("options", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}])
+def test_a_head_with_an_adapter_stays_as_it_is(options):
+    model = with_adapter(random_base(), **{"targets": ["q_proj"], **options}).eval()
+    multiply_in_bf16(model)
+    rounded = [name for name, module in model.named_modules() if isinstance(module, Bf16Linear)]
+    assert len(rounded) == 3 * 7 and not any("lm_head" in name for name in rounded)
 
 
 def test_biases_and_leading_dimensions_stay():

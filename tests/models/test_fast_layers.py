@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fintune.inference.forward import EdgeModel
 from fintune.inference.generate import generate
 from fintune.kernels import decoder_layer
+from fintune.kernels.frozen_weight import Nf4Weight
 from fintune.models import attach_adapter, fast_layers, load_adapter, save_adapter
 from fintune.models.adapters import peft_quiet
 from fintune.models.fast_layers import FastLayers
@@ -47,7 +48,7 @@ FAMILIES = {
     "gemma2": {"sliding_window": 5, "query_pre_attn_scalar": 16},
     "gemma3_text": {"sliding_window": 5, "query_pre_attn_scalar": 16},
 }
-EVERY, TWO = "all-linear", ["q_proj", "v_proj"]
+EVERY, TWO, ENDS = "all-linear", ["q_proj", "v_proj"], ["o_proj", "down_proj"]
 
 
 def random_base(family="llama", **more):
@@ -124,7 +125,7 @@ def assert_fast_equals_plain(model, **options):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("targets", [EVERY, TWO], ids=["all-linear", "q and v"])
+@pytest.mark.parametrize("targets", [EVERY, TWO, ENDS], ids=["all-linear", "q and v", "o and down"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fast_equals_plain(family, targets, training):
     model = with_adapter(random_base(family), targets).train(training)
@@ -219,6 +220,25 @@ def test_weights_are_held_ready_for_training_alone(load_tiny):
     assert_equal(loss_and_gradients(model, fast=True), expected)
 
 
+def test_weights_are_let_go_of_where_memory_ends_while_they_are_made_ready(load_tiny, monkeypatch):
+    model = attach_adapter(load_tiny(quantization="nf4"), AdapterSection(rank=4), seed=0)
+    expected = loss_and_gradients(model, fast=True)
+    layers = fast_layers.fast_layers(model, torch.float32).layers
+    weights = [group.weight for layer in layers for group in layer.groups]
+    hold = Nf4Weight.hold_ready
+
+    def ends(weight, dtype):
+        if weight is weights[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        hold(weight, dtype)
+
+    monkeypatch.setattr(Nf4Weight, "hold_ready", ends)
+    with pytest.raises(torch.OutOfMemoryError):
+        loss_and_gradients(model, fast=True, memory="ready")
+    assert all(weight.ready is None for weight in weights)
+    assert_equal(loss_and_gradients(model, fast=True), expected)
+
+
 # -- on the plain path -----------------------------------------------------------------------------
 
 
@@ -296,6 +316,55 @@ def test_disabling_and_enabling_adapters(model):
     expected = EdgeModel(random_base(), "sdpa", fast=False).loss_sum(tree_batch()).item()
     assert bare == pytest.approx(expected, rel=LOSS_TOLERANCE) and abs(bare - whole[0]) > 0.1
     assert_equal(loss_and_gradients(model, fast=True), whole)
+
+
+def adapters_replaced(model):
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = parameter.data * 3
+
+
+def head_norms_replaced(model):
+    for layer in model.get_base_model().model.layers:
+        norm = layer.self_attn.q_norm
+        norm.weight = torch.nn.Parameter(norm.weight.detach() + 1, requires_grad=False)
+
+
+def dropout_set(model):
+    for name, module in model.named_modules():
+        if name.endswith("lora_dropout.default"):
+            module.p = 0.0
+
+
+def epsilon_set(model):
+    for layer in model.get_base_model().model.layers:
+        layer.input_layernorm.variance_epsilon = 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "family", "options"),
+    [
+        (adapters_replaced, "llama", {}),
+        (head_norms_replaced, "qwen3", {}),
+        (dropout_set, "llama", {"lora_dropout": 0.5}),
+        (epsilon_set, "llama", {}),
+    ],
+)
+def test_a_change_after_the_first_pass_is_seen(change, family, options):
+    model = with_adapter(random_base(family), **options).train()
+    before, _ = loss_and_gradients(model, fast=True)
+    change(model)
+    assert_fast_equals_plain(model)
+    assert abs(loss_and_gradients(model, fast=True)[0] - before) > 1e-3
+
+
+def test_head_norms_unfrozen_after_a_pass_are_trained():
+    model = with_adapter(random_base("qwen3"))
+    loss_and_gradients(model, fast=True)
+    for layer in model.get_base_model().model.layers:
+        layer.self_attn.q_norm.weight.requires_grad_(True)
+    _, gradients = loss_and_gradients(model, fast=True)
+    assert sum("q_norm" in name for name in gradients) == SHAPE["num_hidden_layers"]
 
 
 def test_adding_switching_scaling_and_deleting_adapters(model):

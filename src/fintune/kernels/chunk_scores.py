@@ -77,7 +77,7 @@ def gradient_weights(edges: LossEdges, parents: int, vocabulary: int, dtype: tor
     edge = edges.weight.to(sum_dtype(dtype))
     parent = _sum_by(edges.parent, edge, parents)
     # Half precision: a gradient of known size, whatever the weights are; powers of the weights cancel at the end.
-    peak = parent.amax().clamp(min=1e-30) / _HALF_PEAK if dtype == torch.float16 else None
+    peak = parent.abs().amax().clamp(min=1e-30) / _HALF_PEAK if dtype == torch.float16 else None
     if peak is not None:
         edge, parent = edge / peak, parent / peak
     if in_place:  # each edge sets its cell, where plain operations would add to it

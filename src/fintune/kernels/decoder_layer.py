@@ -185,7 +185,7 @@ class _Mlp(torch.autograd.Function):
         dh = torch.empty_like(h) if len(h) > ctx.rows else None
         rows = dy
         with _unpacked_mlp(layer, ctx.given, h.dtype):
-            for start in range(0, len(h), max(ctx.rows, 1)):
+            for start in range(0, max(len(h), 1), max(ctx.rows, 1)):
                 own = slice(start, start + ctx.rows)
                 mine = [None if part is None else part[own] for part in kept]
                 out = None if dh is None else dh[own]

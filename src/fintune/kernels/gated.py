@@ -161,8 +161,9 @@ def gated_backward_plain(
         gradient = gradient + down_small.to(gate.dtype) @ down_a.to(gate.dtype)
     activated = _activate(gate, activation)
     both = torch.cat([_activation_gradient(gradient * up, gate, activation), gradient * activated], 1)
+    hidden = activated * up if want_hidden else None  # before ``out`` is written, of which gate and up may be views
     result = both.to(gate_up.dtype) if out is None else out.copy_(both)
-    return result, dp.copy_(activated * up) if want_hidden else None
+    return result, None if hidden is None else dp.copy_(hidden)
 
 
 def gated_backward_sums_plain(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fintune.kernels.fp8_weight import Fp8Weight
@@ -46,8 +47,9 @@ class Norm:
 
     @property
     def scale(self) -> Tensor:
-        """(H,) factor on normalised columns."""
-        return self.weight + 1.0 if self.unit_offset else self.weight
+        """(H,) factor on normalised columns, as exact as the forward pass has it."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        return self.weight.to(wide) + 1.0 if self.unit_offset else self.weight
 
 
 @dataclass(frozen=True, eq=False)

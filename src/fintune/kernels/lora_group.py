@@ -185,10 +185,17 @@ class LoraGroup:
         """
         if small is None or d_small is None:
             return []
-        scaled = d_small if row_scale is None else (d_small * row_scale[:, None]).to(d_small.dtype)
+        scaled, peak = d_small, None
+        if row_scale is not None:
+            # Half precision would lose what a small scale leaves, and overflow at a large one.
+            if d_small.dtype == torch.float16 and len(row_scale):
+                peak = row_scale.amax()
+                row_scale = row_scale / peak
+            scaled = (d_small * row_scale[:, None]).to(d_small.dtype)
         d_a = wide_product(scaled.T, drop(x, seed, dropout))
-        if column_scale is not None:
-            d_a.mul_(column_scale)
+        for factor in (peak, column_scale):
+            if factor is not None:
+                d_a.mul_(factor)
         return self.gradients_of(d_a, self.d_b(dy, small) if d_b is None else d_b)
 
     def d_b(self, dy: Tensor, small: Tensor) -> Tensor:

@@ -37,10 +37,10 @@ class Bf16Linear(nn.Linear):
 def multiply_in_bf16(model: nn.Module) -> None:
     """Replaces every linear layer but the output head and those of adapters, one by one."""
     get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
-    head = get_head()
+    of_head = set(nn.ModuleList([get_head()]).modules())  # with what an adapter wraps it in
     for path, parent in list(model.named_modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child is not head and "lora_" not in path:
+            if type(child) is nn.Linear and child not in of_head and "lora_" not in path:
                 setattr(parent, name, Bf16Linear(child))
 
 

@@ -43,6 +43,7 @@ _NORMS = (
     "pre_feedforward_layernorm",
     "post_feedforward_layernorm",
 )
+_HEAD_NORMS = ("q_norm", "k_norm")
 _ATTRIBUTE = "_fintune_fast_layers"
 Memory = Literal["ready", "keep", "recompute", "offload"]  # from most to least
 KEEPS_ALL: tuple[Memory, ...] = ("ready", "keep")  # nothing is computed again, so passes may be recorded as CUDA graphs
@@ -109,13 +110,14 @@ class FastLayers:
     def _hold_ready(self, wanted: bool) -> None:
         if wanted == self.is_ready:
             return
-        for layer in self.layers:
-            for group in layer.groups:
-                if wanted:
-                    group.weight.hold_ready(group.dtype)
-                else:
-                    group.weight.drop_ready()
-        self.is_ready = wanted
+        groups = [group for layer in self.layers for group in layer.groups]
+        try:
+            for group in groups if wanted else ():
+                group.weight.hold_ready(group.dtype)
+            self.is_ready = wanted
+        finally:  # should memory end half way, none is held
+            for group in () if self.is_ready else groups:
+                group.weight.drop_ready()
 
     def run(self, call: _Call, index: int, hidden: Tensor, rotation: tuple[Tensor, Tensor], tree: Any) -> Tensor:
         """The output of layer ``index`` for (1, T, H) hidden states."""
@@ -215,9 +217,14 @@ def _signature(base: Any, compute_dtype: torch.dtype, parts: Sequence[nn.Module]
             marks += _identity(frozen.weight) + _identity(getattr(frozen, "bias", None))
             for name in names:
                 if name in getattr(module, "lora_A", {}):
-                    marks += [id(module.lora_A[name].weight), id(module.lora_B[name].weight), module.scaling[name]]
-        for name in _NORMS:
-            marks += _identity(getattr(getattr(layer, name, None), "weight", None))
+                    for matrix in (module.lora_A[name].weight, module.lora_B[name].weight):
+                        marks += [id(matrix), matrix.data_ptr()]
+                    marks += [module.scaling[name], getattr(module.lora_dropout[name], "p", 0.0)]
+        attention = getattr(layer, "self_attn", None)
+        norms = [getattr(layer, name, None) for name in _NORMS]
+        for norm in (*norms, *(getattr(attention, name, None) for name in _HEAD_NORMS)):
+            marks += _identity(getattr(norm, "weight", None))
+            marks.append(getattr(norm, "variance_epsilon", getattr(norm, "eps", None)))
     return tuple(marks)
 
 
