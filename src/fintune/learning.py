@@ -94,7 +94,8 @@ def train_session(
     start = start_adapter(session.base, recipe.adapter, seed=recipe.seed)
     model = session.edge_model(start.model)
     facts = _model_facts(session, model, train_set, start.frozen) | handed
-    scorer = session.scorer(model)
+    shares = ranks.world > 1 and recipe.distributed.strategy not in ("auto", "ddp")
+    scorer = replace(session.scorer(model), shrinks=not shares)  # the others would wait for what is split
     rows = [data.train[position] for position in train_set.kept]
     tasks, task_names = numbered(row.task for row in rows)
     trained = train_model(

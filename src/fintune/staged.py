@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.environment import describe_environment
+from fintune.inference.out_of_memory import release_memory
 from fintune.learning import describe_adapter, placing_adapter, train_recipe
 from fintune.measuring import evaluate_run, scored_folder, write_run_report
 from fintune.models.adapter_files import load_adapter
@@ -43,7 +44,6 @@ from fintune.schema.run_directory import (
 from fintune.schema.stages import stage_folders, stage_order, stage_recipes, whole_recipe
 from fintune.session import Session
 from fintune.training.identity import require_same_recipe
-from fintune.training.token_budget import release_memory
 
 log = logging.getLogger(__name__)
 _SUMMED = ("samples_drawn", "sample_tokens", "distinct_tokens", "training_seconds", "steps")

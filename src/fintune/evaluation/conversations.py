@@ -66,9 +66,7 @@ def likelihood_counts(scorer: Scorer, examples: Sequence[Example]) -> tuple[list
     encoded = encode_all(scorer.chat, examples)
     scorer.model.model.eval()
     samples = [one.training_sample() for one in encoded.encoded]
-    scores = sample_log_likelihoods(
-        scorer.model, samples, tokens_per_batch=scorer.tokens_per_batch, packing=scorer.packing
-    )
+    scores = sample_log_likelihoods(scorer.model, samples, tokens_per_batch=scorer.budget, packing=scorer.packing)
     counts: list[Counts] = [{} for _ in examples]
     truncated = [False] * len(examples)
     for position, one, sample, score in zip(encoded.kept, encoded.encoded, samples, scores, strict=True):
@@ -112,9 +110,7 @@ def _ranked(scorer: Scorer, examples: Sequence[Example], records: Sequence[Docum
     """The records with the likeliest of each example's candidates; as they are where there are none."""
     encoded = [_with_candidates(scorer.chat, example) for example in examples]
     fitting = [one for one in encoded if one is not None]
-    scores = iter(
-        choice_log_likelihoods(scorer.model, fitting, tokens_per_batch=scorer.tokens_per_batch, packing=scorer.packing)
-    )
+    scores = iter(choice_log_likelihoods(scorer.model, fitting, tokens_per_batch=scorer.budget, packing=scorer.packing))
     ranked = []
     for example, record, one in zip(examples, records, encoded, strict=True):
         if one is None:

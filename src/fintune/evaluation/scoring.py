@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from fintune.inference import vllm_engine
 from fintune.inference.forward import EdgeModel
 from fintune.inference.generate import generate
 from fintune.inference.likelihood import choice_log_likelihoods, softmax
+from fintune.inference.out_of_memory import ScoringBudget
 from fintune.metrics.classification import Tally, accuracy, confusion_matrix, macro_f1, tally
 from fintune.schema.example import Example
 from fintune.schema.recipe import Decoding, Packing
@@ -82,6 +83,8 @@ class Scorer:
         shots: solved examples shown before each document.
         open_vllm: gives the engine that writes free answers in place of ours.
         on_written: called with the number of tokens of the answers just written.
+        shrinks: what does not fit into memory is scored in smaller batches, from then on; False where other processes
+            compute parts of the same batches and would wait.
     """
 
     model: EdgeModel
@@ -93,6 +96,14 @@ class Scorer:
     shots: tuple[Example, ...] = ()
     open_vllm: Callable[[], vllm_engine.VllmModel] | None = None
     on_written: OnBatch | None = None
+    shrinks: bool = True
+    fitting: dict[int, ScoringBudget] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def budget(self) -> int | ScoringBudget:
+        """Tokens scored at once: shared with the scorers that were made from this one, and shrinking with them."""
+        wanted = self.tokens_per_batch
+        return self.fitting.setdefault(wanted, ScoringBudget(wanted)) if self.shrinks else wanted
 
     def chunk(self, task: Task, wanted: int) -> int:
         """Documents of ``task`` to ask at once: ``wanted``, or fewer where each takes an answer to be written."""
@@ -140,7 +151,7 @@ class Scorer:
         return choice_log_likelihoods(
             self.model,
             encoded.encoded,
-            tokens_per_batch=self.tokens_per_batch,
+            tokens_per_batch=self.budget,
             packing=self.packing,
             on_batch=on_batch,
         )

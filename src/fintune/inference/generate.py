@@ -16,6 +16,7 @@ from fintune.inference.choosing import Chooser, Sampling
 from fintune.inference.continuous import SlotWriter
 from fintune.inference.drafts import Draft, OnDone, Stopping, StopPredicate, make_drafts
 from fintune.inference.forward import EdgeModel, supported_packing
+from fintune.inference.out_of_memory import is_out_of_memory
 from fintune.inference.plain import write_plain
 from fintune.inference.slots import register
 from fintune.models.window import learned_positions
@@ -119,7 +120,9 @@ def _write(
                 packing=packing,
                 on_done=on_done,
             ).run()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False  # the tensors that filled the memory die with the exception, before anything is tried again
     return True
 

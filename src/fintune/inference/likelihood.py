@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from fintune.inference.forward import EdgeModel
+from fintune.inference.out_of_memory import ScoringBudget, is_out_of_memory
 from fintune.schema.recipe import Packing
 from fintune.trees.batch import batch_from_tree, bucket_size
 from fintune.trees.encoded import EncodedExample
@@ -19,7 +21,7 @@ def choice_log_likelihoods(
     model: EdgeModel,
     examples: Sequence[EncodedExample],
     *,
-    tokens_per_batch: int,
+    tokens_per_batch: int | ScoringBudget,
     packing: Packing = "tree",
     on_batch: Callable[[int], None] | None = None,
 ) -> list[FloatArray]:
@@ -28,12 +30,16 @@ def choice_log_likelihoods(
     Args:
         model: the model to ask; it should be in eval mode.
         examples: encoded examples with choices.
-        tokens_per_batch: tree tokens computed at once. Results do not depend on it beyond float rounding.
+        tokens_per_batch: tree tokens computed at once. Results do not depend on it beyond float rounding. A number is
+            kept to; a budget shrinks where memory runs out, and what does not fit is repeated under it.
         packing: tree shares prompts and prefixes; sequence scores each prompt-and-answer apart (the plain twin).
         on_batch: called with the number of finished choices after each batch.
 
     Returns:
         One (n_choices,) array per example, in natural-log units.
+
+    Raises:
+        ModelError: a single sample does not fit into memory.
     """
     samples = [sample for example in examples for sample in example.choice_samples()]
     scores = sample_log_likelihoods(
@@ -47,7 +53,7 @@ def sample_log_likelihoods(
     model: EdgeModel,
     samples: Sequence[TokenSample],
     *,
-    tokens_per_batch: int,
+    tokens_per_batch: int | ScoringBudget,
     packing: Packing = "tree",
     on_batch: Callable[[int], None] | None = None,
 ) -> FloatArray:
@@ -55,6 +61,7 @@ def sample_log_likelihoods(
 
     Arguments are those of ``choice_log_likelihoods``; ``on_batch`` gets the number of finished samples.
     """
+    budget = tokens_per_batch if isinstance(tokens_per_batch, ScoringBudget) else None
     scores = np.zeros(len(samples))
 
     def finish(group: Sequence[int], edge_log_probabilities: Tensor, sample_edges: list[IntArray]) -> None:
@@ -64,16 +71,50 @@ def sample_log_likelihoods(
             on_batch(len(group))
 
     begun: tuple[Sequence[int], Tensor, list[IntArray]] | None = None  # a GPU computes it while the next one is made
-    for group in split_by_budget(samples, packing, tokens_per_batch):
+    waiting = _grouped(samples, range(len(samples)), packing, tokens_per_batch)
+    while waiting:
+        group = waiting.popleft()
         members = [samples[i] for i in group]
-        batch, sample_edges = _batch_with_edges(members, packing, tokens_per_batch if model.backend == "flex" else None)
-        started = group, model.edge_log_probabilities(batch.to(model.device)), sample_edges
+        bucket_budget = _tokens(tokens_per_batch) if model.backend == "flex" else None
+        batch, sample_edges = _batch_with_edges(members, packing, bucket_budget)
+        computed = _computed(model, batch, raises=budget is None)
         if begun is not None:
             finish(*begun)
-        begun = started
+            begun = None
+        if computed is not None:
+            begun = group, computed, sample_edges
+        elif budget is not None:
+            budget.shrink(batch)
+            left = [i for own in (group, *waiting) for i in own]
+            waiting = _grouped(samples, left, packing, budget)
     if begun is not None:
         finish(*begun)
     return scores
+
+
+def _tokens(budget: int | ScoringBudget) -> int:
+    return budget.tokens if isinstance(budget, ScoringBudget) else budget
+
+
+def _grouped(
+    samples: Sequence[TokenSample], chosen: Sequence[int], packing: Packing, budget: int | ScoringBudget
+) -> deque[list[int]]:
+    """Numbers of the chosen samples, group by group, each within the budget."""
+    groups = split_by_budget([samples[i] for i in chosen], packing, _tokens(budget))
+    return deque([chosen[i] for i in group] for group in groups)
+
+
+def _computed(model: EdgeModel, batch: Batch, *, raises: bool) -> Tensor | None:
+    """(E,) log-probabilities of a batch; None where memory ran out, unless that is to be raised.
+
+    Returns rather than handles, because an exception being handled keeps the failed batch's tensors alive.
+    """
+    try:
+        return model.edge_log_probabilities(batch.to(model.device))
+    except RuntimeError as error:
+        if raises or not is_out_of_memory(error):
+            raise
+        return None
 
 
 def _batch_with_edges(

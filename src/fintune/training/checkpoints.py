@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
+from fintune.inference.out_of_memory import is_out_of_memory
 from fintune.schema.errors import RunError
 from fintune.schema.run_directory import flush_to_disk
 
@@ -91,7 +91,7 @@ def staged_checkpoint(folder: Path, step: int, facts: dict[str, Any]) -> Iterato
         staging.rename(final)
         flush_to_disk(folder)
     except (OSError, RuntimeError, SafetensorError) as exc:  # torch and safetensors report a full disk as their own
-        if isinstance(exc, torch.OutOfMemoryError):
+        if is_out_of_memory(exc):
             raise
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise RunError(

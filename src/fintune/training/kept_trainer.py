@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from fintune.inference.forward import EdgeModel
-from fintune.training.checkpoints import rotate, staged_checkpoint
-from fintune.training.guard import LossGuard
+from fintune.inference.out_of_memory import release_memory
+from fintune.schema.errors import RunError
+from fintune.training.checkpoints import newest_intact, rotate, staged_checkpoint
+from fintune.training.guard import REMEDY, LossGuard
+from fintune.training.optimizer_states import STATES_REMEDY, begin_states
 from fintune.training.ranks import Ranks
 from fintune.training.sharding import FsdpShards
+from fintune.training.weights import restore_optimizer, restore_weights
 from fintune.training.zero import ZeroSettings, ZeroShards
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,7 @@ class KeptTrainer(Trainer):
     keep_checkpoints: int
     save_steps: int
     _trained: list[nn.Parameter]
+    _has_states = False
     make_optimizer: Callable[[], torch.optim.Optimizer] | None = None  # the one that ``arguments`` name when None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -121,6 +126,46 @@ class KeptTrainer(Trainer):
             self.shards = ZeroShards(self.edge_model.model, optimizer, self.ranks, self.sharing, limit)
             optimizer = self.optimizer = cast(Any, self.shards)
         return optimizer
+
+    def _begin_states(self, step: int) -> None:
+        """Has the optimiser's states made before it first updates a weight, with a second try once memory is released.
+
+        Raises:
+            RunError: they do not fit.
+        """
+        if self._has_states or isinstance(self.shards, ZeroShards):  # DeepSpeed has made its own
+            return
+        inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        if not begin_states(inner):
+            self._release_memory()
+            log.warning("Step %d: the optimiser's states did not fit into memory; what can be is released.", step)
+            if not begin_states(inner):
+                raise RunError(
+                    f"Step {step}: the optimiser's states do not fit into memory; no weight was changed by it.",
+                    STATES_REMEDY,
+                )
+        self._has_states = True
+
+    def _release_memory(self) -> None:
+        release_memory()
+
+    def _roll_back(self, step: int) -> None:
+        """Puts back the newest checkpoint that can be trusted.
+
+        Raises:
+            RunError: there is none.
+        """
+        self.guard.require_rollback(step)
+        trusted = self.guard.state.trusted_step
+        checkpoint = newest_intact(
+            Path(str(self.args.output_dir)), lambda c: c.step <= trusted and c.step % self.save_steps == 0
+        )
+        if checkpoint is None:
+            raise RunError(f"The updates up to step {step} fail and no checkpoint is left to go back to.", REMEDY)
+        restore_weights(self.edge_model.model, checkpoint.path / "weights")
+        restore_optimizer(self.optimizer, checkpoint.path)
+        self.guard.rolled_back(checkpoint.step)
+        log.warning("Weights and optimiser of step %d are restored; training goes on with new rows.", checkpoint.step)
 
     def _schedule(self) -> Any:
         return self.lr_scheduler

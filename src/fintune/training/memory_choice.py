@@ -75,7 +75,7 @@ def choose_memory(
         model: the model to train, adapters included.
         samples: training samples.
         packing: how they become batches.
-        known: the packing budget, and how the checkpoint kept activations; taken over unseen.
+        known: the packing budget, and what the checkpoint knows: taken over unseen, the prediction too.
         processes: of the run; several would choose other numbers of layers, and sum gradients in another order.
     """
     if packing == "none" or model.fast_layers() is None:  # rows that are padded run on the plain path
@@ -83,12 +83,16 @@ def choose_memory(
     recompute = recipe.training.gradient_checkpointing
     policies = policies_for(model.device.type, base.quantization, recompute=recompute)
     free = free_bytes(model.device)
-    if known.memory in policies:
-        return MemoryChoice(known.memory, policies, whole_layers=known.whole_layers)
+    is_known = known.memory in policies
+    if is_known and (free is None or known.predicted_bytes is not None):
+        return MemoryChoice(known.memory, policies, known.predicted_bytes, known.free_bytes, known.whole_layers)
     if free is None:
         return MemoryChoice(policies[0], policies)
     shape = base_shape(base)
     plan = _plan(recipe, base, model, samples, known.tokens)
+    if is_known:  # by a checkpoint older than the prediction
+        needed = _needed(shape, replace(plan, memory=known.memory, whole_layers=known.whole_layers))
+        return MemoryChoice(known.memory, policies, needed, free, known.whole_layers)
     plans = [replace(plan, memory=memory) for memory in policies]
     plan = next((own for own in plans if _needed(shape, own) <= free), plans[-1])
     if not recompute and processes == 1:

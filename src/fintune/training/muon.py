@@ -85,12 +85,17 @@ class MuonAndAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for inner in self.parts():
+            inner.step()
+        return loss
+
+    def parts(self) -> list[Optimizer]:
+        """Both optimisers, with the groups and the state of this one."""
         for name, inner in self._inner.items():
             # Anew each time: ``load_state_dict`` puts other objects in the place of both.
             inner.param_groups = [group for group in self.param_groups if group[_METHOD] == name]
             inner.state = self.state
-            inner.step()
-        return loss
+        return list(self._inner.values())
 
 
 def muon_and_adamw(

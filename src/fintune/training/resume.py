@@ -56,8 +56,8 @@ class ResumePoint:
         if self.change:
             return TokenBudget(tokens_per_batch, retries)
         tokens = self.budget.get("tokens", tokens_per_batch)
-        kept = self.budget.get("memory"), self.budget.get("whole_layers", 0)
-        return TokenBudget(min(tokens, tokens_per_batch), retries, *kept)
+        kept = {name: value for name, value in self.budget.items() if name not in ("tokens", "retries")}
+        return TokenBudget(min(tokens, tokens_per_batch), retries, **kept)
 
 
 def find_resume_point(run: RunDirectory, fingerprint: dict[str, Any], numerics: dict[str, str]) -> ResumePoint:

@@ -131,6 +131,7 @@ def train_model(
         log.warning("training.sampler=by_document: steps draw whole groups, which is not random sampling.")
     choice = choose_memory(recipe, base, model, samples, packing, budget, ranks.world)
     budget.memory, budget.whole_layers = choice.memory, choice.whole_layers
+    budget.predicted_bytes, budget.free_bytes = choice.predicted_bytes, choice.free_bytes
     if choice.memory is not None:
         model.memory, model.whole_layers = choice.memory, choice.whole_layers
     elif training.gradient_checkpointing:

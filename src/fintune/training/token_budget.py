@@ -7,21 +7,16 @@ sample is already too much.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fintune.kernels.frozen_weight import release_buffers
 from fintune.models.fast_layers import Memory
 from fintune.schema.errors import RunError
 from fintune.schema.recipe import Recipe
 from fintune.trees.packing import Batch, PaddedBatch
-
-# What is not raised as torch.OutOfMemoryError: the CPU's allocator, and cuBLAS when it finds no room for its workspace.
-_OTHER_WORDS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
 
 
 @dataclass
@@ -33,12 +28,16 @@ class TokenBudget:
         retries: steps that were repeated with less memory, each time counted.
         memory: how our own layers keep activations; None where transformers' run.
         whole_layers: so many of them, the last ones, keep everything all the same.
+        predicted_bytes: what a step was predicted to need when the run began; None where nothing was predicted.
+        free_bytes: what was free then. With both, a resumed run decides about CUDA graphs as the first session did.
     """
 
     tokens: int
     retries: int = 0
     memory: Memory | None = None
     whole_layers: int = 0
+    predicted_bytes: int | None = None
+    free_bytes: int | None = None
 
     def keep_less(self, policies: Sequence[Memory]) -> bool:
         """Has no layer keep everything any more, or goes on to the next of ``policies``; False where there is none."""
@@ -65,21 +64,6 @@ def in_words(memory: Memory | None, whole_layers: int) -> str:
     """How activations are kept."""
     more = "the last layer, which keeps" if whole_layers == 1 else f"the last {whole_layers} layers, which keep"
     return f"{memory}, but for {more} everything" if whole_layers else str(memory)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on whatever device and by whichever library's words."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OTHER_WORDS)
-
-
-def release_memory() -> None:
-    """Gives back what a failed batch left behind, whose graph may hold itself by reference cycles, and all buffers."""
-    gc.collect()
-    release_buffers()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +19,17 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments
 
 from fintune.inference.forward import EdgeModel
+from fintune.inference.out_of_memory import is_out_of_memory, release_memory
 from fintune.models.fast_layers import Memory
 from fintune.models.hand_over import FrozenPart
 from fintune.schema.errors import RunError
 from fintune.training.ahead import StepsAhead
 from fintune.training.by_task import TASK_LOSS, TaskMeter
 from fintune.training.callbacks import InterruptCallback
-from fintune.training.checkpoints import newest_intact
 from fintune.training.graphs import GraphedPasses
 from fintune.training.guard import REMEDY, LossGuard
 from fintune.training.kept_trainer import KeptTrainer, SaveModel
+from fintune.training.optimizer_states import STATES_REMEDY
 from fintune.training.ranks import Ranks, step_seed
 from fintune.training.sharding import FsdpShards, whole
 from fintune.training.step_figures import StepFigures
@@ -38,12 +38,9 @@ from fintune.training.token_budget import (
     RandomState,
     TokenBudget,
     in_words,
-    is_out_of_memory,
-    release_memory,
     require_divisible,
     require_one_process,
 )
-from fintune.training.weights import restore_optimizer, restore_weights
 from fintune.training.zero import ZeroSettings, ZeroShards
 from fintune.trees.batch import TreeBatch
 from fintune.trees.plan import Step
@@ -149,6 +146,14 @@ class TreeTrainer(KeptTrainer):
         model.zero_grad = self._drop_gradients
         try:
             return super().train(*arguments, **options)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"Step {self.state.global_step + 1} ran out of memory beside its forward and backward passes; what was "
+                "saved before it stays.",
+                STATES_REMEDY,
+            ) from error
         finally:
             del model.zero_grad
             self.ahead.close()
@@ -251,8 +256,7 @@ class TreeTrainer(KeptTrainer):
         if self.shards is not None:  # the others compute the same layer of another batch
             require_one_process(step.number + 1, self.ranks.world)
         model.zero_grad(set_to_none=True)
-        self._is_graphed = self._recorded = None  # graphs hold memory, and compute as they were recorded
-        release_memory()
+        self._release_memory()
         before = in_words(self.budget.memory, self.budget.whole_layers)
         if not self.budget.keep_less(self.policies):
             return self._in_smaller_batches(step, failed)
@@ -267,6 +271,10 @@ class TreeTrainer(KeptTrainer):
         )
         return step
 
+    def _release_memory(self) -> None:
+        self._is_graphed = self._recorded = None  # graphs hold memory, and compute as they were recorded
+        release_memory()
+
     def _in_smaller_batches(self, step: Step, failed: int) -> Step:
         """The same samples under a smaller budget, which stays."""
         require_one_process(step.number + 1, self.ranks.world)
@@ -276,7 +284,8 @@ class TreeTrainer(KeptTrainer):
         self.steps.tokens_per_batch = self.budget.tokens
         log.warning(
             "Step %d ran out of memory: from here on at most %d tokens are computed at once instead of %d "
-            "(training.tokens_per_batch), which changes neither the effective batch nor the result.",
+            "(training.tokens_per_batch); the effective batch stays, and without adapter dropout so does the result, up to "
+            "rounding.",
             step.number + 1,
             self.budget.tokens,
             before,
@@ -323,6 +332,7 @@ class TreeTrainer(KeptTrainer):
         step = self.state.global_step + 1
         fault = self.guard.fault(self._loss, norm_value)
         if fault is None:
+            self._begin_states(step)
             self.guard.accept(step, self._loss)
         else:
             self._skip_update(model, step, fault)
@@ -340,20 +350,7 @@ class TreeTrainer(KeptTrainer):
         is_scaler_at_work = scaler is not None and math.isfinite(self._loss) and scaler.get_scale() > 1.0
         overflow = is_scaler_at_work and fault.startswith("gradient norm")
         if self.guard.skip(step, fault, counts=not overflow):
-            self._roll_back(model, step)
-
-    def _roll_back(self, model: nn.Module, step: int) -> None:
-        self.guard.require_rollback(step)
-        trusted = self.guard.state.trusted_step
-        checkpoint = newest_intact(
-            Path(str(self.args.output_dir)), lambda c: c.step <= trusted and c.step % self.save_steps == 0
-        )
-        if checkpoint is None:
-            raise RunError(f"The updates up to step {step} fail and no checkpoint is left to go back to.", REMEDY)
-        restore_weights(self.edge_model.model, checkpoint.path / "weights")
-        restore_optimizer(self.optimizer, checkpoint.path)
-        self.guard.rolled_back(checkpoint.step)
-        log.warning("Weights and optimiser of step %d are restored; training goes on with new rows.", checkpoint.step)
+            self._roll_back(step)
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, *arguments: Any, **options: Any) -> None:
         super()._maybe_log_save_evaluate(self._unlogged_loss, *arguments, **options)

@@ -179,7 +179,7 @@ class ClassificationQueue:
         scorer, examples = predictor.scorer, [part.example() for part in parts]
         with predictor.using():
             found = choice_log_likelihoods(
-                scorer.model, examples, tokens_per_batch=scorer.tokens_per_batch, packing=scorer.packing
+                scorer.model, examples, tokens_per_batch=scorer.budget, packing=scorer.packing
             )
         for part, scores in zip(parts, found, strict=True):
             part.put(scores)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fintune.inference.choosing import Chooser, Sampling
 from fintune.inference.drafts import Draft
+from fintune.inference.out_of_memory import is_out_of_memory
 from fintune.serving.server.constraints import Constraint
 from fintune.serving.server.problems import HttpProblem
 from fintune.serving.server.text import AnswerText
@@ -210,9 +211,9 @@ class JobChooser:
                 chosen[row] = job.choose(draft, logits[row])
             except HttpProblem as problem:
                 job.fail(problem)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 log.exception("No next token could be chosen for an answer.")
                 job.fail(HttpProblem(500, "The answer could not be written; the server's log says why.", "failed"))
         return chosen

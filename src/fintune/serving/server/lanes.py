@@ -16,6 +16,7 @@ import torch
 
 from fintune.inference.continuous import SlotWriter
 from fintune.inference.drafts import Draft
+from fintune.inference.out_of_memory import is_out_of_memory
 from fintune.inference.slots import register
 from fintune.serving.predictor import Predictor
 from fintune.serving.server.jobs import Job, JobChooser, JobTaker
@@ -96,7 +97,9 @@ class SlotLane:
         try:
             self._drop_cancelled(writer)
             writer.step()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             self._writer = None
             del writer
             self._halve()
