@@ -1,4 +1,4 @@
-"""The part of the trainer that puts its state on disk and takes it back, however many processes hold it.
+"""The part of the trainer that makes its state, puts it on disk and takes it back, however many processes hold it.
 
 A checkpoint is what one process by itself would write: whole weights and whole optimiser states. So it can be gone on
 with by another number of processes, and under another strategy.
