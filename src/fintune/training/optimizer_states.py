@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Adam, Muon
 
 from fintune.inference.out_of_memory import is_out_of_memory
 from fintune.training.muon import MuonAndAdamW
@@ -19,7 +20,6 @@ STATES_REMEDY = (
     "afresh with training.optimizer=paged_adamw_8bit, a smaller adapter.rank or model.quantization=nf4, into another "
     "--output-dir."
 )
-_LISTS = {"Adam": 6, "Muon": 3}  # that ``_init_group`` fills, by the class that defines it
 
 
 def begin_states(optimizer: Any) -> bool:
@@ -46,9 +46,9 @@ def _begin(optimizer: Any) -> None:
     if hasattr(optimizer, "init_state"):
         _begin_8bit(optimizer)
         return
-    kind = next((kind.__name__ for kind in type(optimizer).__mro__ if "_init_group" in vars(kind)), "")
-    for group in optimizer.param_groups if kind in _LISTS else ():
-        lists: list[list[Tensor]] = [[] for _ in range(_LISTS[kind])]
+    filled = 6 if isinstance(optimizer, Adam) else 3 if isinstance(optimizer, Muon) else 0  # lists, not needed here
+    for group in optimizer.param_groups if filled else ():
+        lists: list[list[Tensor]] = [[] for _ in range(filled)]
         optimizer._init_group(group, *lists)
 
 

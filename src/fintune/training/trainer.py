@@ -284,7 +284,7 @@ class TreeTrainer(KeptTrainer):
         self.steps.tokens_per_batch = self.budget.tokens
         log.warning(
             "Step %d ran out of memory: from here on at most %d tokens are computed at once instead of %d "
-            "(training.tokens_per_batch); the effective batch stays, and without adapter dropout the result, but for rounding.",
+            "(training.tokens_per_batch); the effective batch stays, and without dropout the result but for rounding.",
             step.number + 1,
             self.budget.tokens,
             before,
