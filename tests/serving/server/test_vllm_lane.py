@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tests.serving.server.conftest import SETTINGS, chat, serving
+from tests.serving.server.test_engine import until
 from tests.serving.server.test_limits import PATH
 from tests.vllm_stand_in import install
 
@@ -65,9 +66,10 @@ def test_an_adapter_that_goes_leaves_vllm_and_its_number_is_not_used_again(vllm,
         for name in ("one", "two"):
             assert client.post(PATH, json=chat(name, max_tokens=1)).status_code == 200
         gone = in_engine(lambda: models.unlist("one"))
-        in_engine(lambda: live.service.engine.retire(gone, lambda: models.forget(gone)))
+        live.service.engine.retire(gone, lambda: models.forget(gone))
+        assert until(lambda: engine.llm_engine.loras == {2})
         in_engine(lambda: models.add("third", places.adapters["one"]))
-        assert engine.llm_engine.loras == {2} and len(gone.lane._adapters) == 2
+        assert len(gone.lane._adapters) == 2
         client.post(PATH, json=chat("third", max_tokens=1))
     assert engine.llm_engine.requests[-1].lora.lora_int_id == 3
 

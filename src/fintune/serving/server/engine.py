@@ -195,7 +195,10 @@ class Engine:
         self._outbox.append(settle)
 
     def retire(self, model: ServedModel, forget: Callable[[], None]) -> None:
-        """Takes no more jobs for a model, and calls ``forget`` once those it has are done; for use inside ``call``."""
+        """Takes no more jobs for a model but those submitted by now, and calls ``forget`` once all of them are done."""
+        self._inbox.put(partial(self._retire, model, forget))
+
+    def _retire(self, model: ServedModel, forget: Callable[[], None]) -> None:
         model.retired = True
         self._retired.append((model, forget))
 
