@@ -151,8 +151,8 @@ class Engine:
             try:
                 self._write(lane)
             except Exception:
-                log.exception("A lane failed; its answers end here.")
                 lane.fail_all(HttpProblem(500, _FAILED, "failed"))
+                log.exception("A lane failed; its answers ended here.")
             self._stepped = time.monotonic()
         self._classifying.turn()
         self._sweep()
@@ -174,8 +174,8 @@ class Engine:
         try:
             job.model.lane.add(job)
         except Exception:
-            log.exception("An answer could not be queued.")
             job.fail(HttpProblem(500, _FAILED, "failed"))
+            log.exception("An answer could not be queued.")
             return
         if job.model.lane not in self._lanes:
             self._lanes.append(job.model.lane)
