@@ -127,6 +127,22 @@ def test_a_change_that_failed_is_told_again_after_longer_and_longer_pauses(place
     assert folder.changes() == []
 
 
+def test_a_sub_folder_that_cannot_be_looked_into_keeps_no_other_out(places, tmp_path, caplog):
+    closed = tmp_path / "closed"
+    closed.symlink_to("x" * 300)  # too long a name for any file system: an error whoever asks
+    shutil.copytree(places.adapters["one"], tmp_path / "one")
+    folder = AdapterFolder(tmp_path)
+    assert folder.names() == ["one"] and [change.name for change in folder.begin()] == ["one"]
+    shutil.copytree(places.adapters["two"], tmp_path / "two")
+    assert folder.changes() == [] and [change.name for change in folder.changes()] == ["two"]
+    assert caplog.text.count(str(closed)) == 1, "said once"
+    shutil.rmtree(tmp_path / "two")
+    (tmp_path / "two").symlink_to("x" * 300)
+    assert folder.changes() == folder.changes() == [], "what was read is served on"
+    (tmp_path / "two").unlink()
+    assert [change.gone for change in folder.changes()] == [True]
+
+
 @pytest.mark.parametrize("name", ["tiny", "one", "two"])
 def test_no_sub_folder_takes_a_name_of_the_command(places, tmp_path, name):
     shutil.copytree(places.adapters["two"], tmp_path / name)

@@ -256,8 +256,8 @@ def _host(
 
 def _first_with_recipe(places: Sequence[Path]) -> dict[str, Path]:
     for place in places:
-        folder = adapter_folder_of(place)
         try:
+            folder = adapter_folder_of(place)
             if recipe_of(folder) is not None:
                 return {place.name: folder}
         except (FintuneError, OSError):  # said when it is loaded
