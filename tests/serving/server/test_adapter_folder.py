@@ -127,6 +127,19 @@ def test_a_change_that_failed_is_told_again_after_longer_and_longer_pauses(place
     assert folder.changes() == []
 
 
+def test_what_failed_and_is_copied_again_is_read_once_it_is_whole(places, tmp_path):
+    now = [0.0]
+    folder = AdapterFolder(tmp_path, lambda: now[0])
+    shutil.copytree(places.adapters["one"], tmp_path / "one")
+    (change,) = folder.begin()
+    pause_s = folder.failed(change)
+    for part in range(4):
+        now[0] += pause_s
+        (tmp_path / "one" / f"part{part}").write_text("copied")
+        assert folder.changes() == []
+    assert folder.changes() == [change] and folder.changes() == []
+
+
 def test_a_sub_folder_that_cannot_be_looked_into_keeps_no_other_out(places, tmp_path, caplog):
     closed = tmp_path / "closed"
     closed.symlink_to("x" * 300)  # too long a name for any file system: an error whoever asks

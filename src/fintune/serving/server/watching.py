@@ -72,7 +72,7 @@ class AdapterFolder:
         found += [Change(name, self.folder / name) for name in changed]
         for change in found:
             self._later.pop(change.name, None)
-        return found + self._due()
+        return found + self._due(lambda change: change.name not in seen if change.gone else change.name in settled)
 
     def failed(self, change: Change) -> float:
         """Tells a change again, after pauses that double while nothing in the sub-folder changes.
@@ -85,10 +85,10 @@ class AdapterFolder:
         self._later[change.name] = _Later(change, pause_s, self.clock() + pause_s)
         return pause_s
 
-    def _due(self) -> list[Change]:
+    def _due(self, is_settled: Callable[[Change], bool]) -> list[Change]:
         now, due = self.clock(), []
         for later in self._later.values():
-            if later.at <= now:
+            if later.at <= now and is_settled(later.change):
                 due.append(later.change)
                 later.at = math.inf  # until it fails again
         return due
