@@ -90,6 +90,23 @@ def test_answers_that_end_here_are_taken_out_there(vllm, monkeypatch):
     assert not engine.llm_engine.open and len(engine.llm_engine.aborted) == 2
 
 
+@pytest.mark.parametrize(("error", "status"), [(ValueError("too long a prompt"), 400), (RuntimeError("broken"), 500)])
+def test_what_vllm_refuses_leaves_nothing_behind(vllm, monkeypatch, error, status):
+    live, engine = vllm
+
+    def refuse(*given, **more):
+        raise error
+
+    with live.client() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.llm_engine, "add_request", refuse)
+            got = client.post(PATH, json=chat("one"))
+        assert got.status_code == status and ("too long a prompt" in got.text) == (status == 400)
+        one = live.service.models.get("one")
+        assert one.lane.is_idle and not one.lane.uses(one)
+        assert client.post(PATH, json=chat("one", max_tokens=1)).status_code == 200
+
+
 def test_what_vllm_cannot_do_is_said_at_the_start(places, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(DependencyError, match="Install vllm"):
