@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -84,10 +84,12 @@ def places(tmp_path_factory) -> Places:
 
 
 @contextmanager
-def serving(served: Served, settings: ServerSettings, keys: Path | None, key: str) -> Iterator[Live]:
+def serving(
+    served: Served, settings: ServerSettings, keys: Path | None, key: str, write: Callable[[str], None] | None = None
+) -> Iterator[Live]:
     lines: list[str] = []
     opened = listen("127.0.0.1", 0)
-    log = ServerLog(lines.append, settings.log_text)
+    log = ServerLog(write or lines.append, settings.log_text)
     service = open_service(served, settings, keys, device=torch.device("cpu"), server_log=log)
     running, started = Running(service, opened), threading.Event()
     thread = threading.Thread(target=running.run, args=(started.set,))

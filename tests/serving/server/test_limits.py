@@ -169,6 +169,21 @@ def test_a_bucket_never_gives_more_than_its_rate(rate, asked):
             taken += amount
 
 
+def test_a_limit_that_goes_down_and_up_again_gives_nothing_back():
+    now = [0.0]
+    bucket = Bucket(100, lambda: now[0])
+    assert bucket.take(100) == 0
+    bucket.resize(1)
+    assert bucket.take(1) == pytest.approx(60), "the smaller limit holds, and shuts nobody out for longer"
+    bucket.resize(100)
+    assert bucket.take(99) == pytest.approx(59.4)
+    bucket.resize(10)
+    bucket.resize(1)
+    now[0] += 30
+    bucket.resize(100)
+    assert bucket.take(51) > 0 and bucket.take(49) == 0, "as much as if it had been 100 throughout"
+
+
 def test_new_limits_of_a_key_forget_neither_what_is_spent_nor_what_is_open():
     now = [0.0]
     limiter = Limiter(lambda: now[0])

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tests.serving.server.conftest import SETTINGS, chat, serving
+from tests.serving.server.test_engine import until
 from tests.serving.server.test_limits import PATH
 from tests.vllm_stand_in import install
 
@@ -65,9 +66,10 @@ def test_an_adapter_that_goes_leaves_vllm_and_its_number_is_not_used_again(vllm,
         for name in ("one", "two"):
             assert client.post(PATH, json=chat(name, max_tokens=1)).status_code == 200
         gone = in_engine(lambda: models.unlist("one"))
-        in_engine(lambda: live.service.engine.retire(gone, lambda: models.forget(gone)))
+        live.service.engine.retire(gone, lambda: models.forget(gone))
+        assert until(lambda: engine.llm_engine.loras == {2})
         in_engine(lambda: models.add("third", places.adapters["one"]))
-        assert engine.llm_engine.loras == {2} and len(gone.lane._adapters) == 2
+        assert len(gone.lane._adapters) == 2
         client.post(PATH, json=chat("third", max_tokens=1))
     assert engine.llm_engine.requests[-1].lora.lora_int_id == 3
 
@@ -86,6 +88,23 @@ def test_answers_that_end_here_are_taken_out_there(vllm, monkeypatch):
     while live.service.engine._lanes and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not engine.llm_engine.open and len(engine.llm_engine.aborted) == 2
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError("too long a prompt"), 400), (RuntimeError("broken"), 500)])
+def test_what_vllm_refuses_leaves_nothing_behind(vllm, monkeypatch, error, status):
+    live, engine = vllm
+
+    def refuse(*given, **more):
+        raise error
+
+    with live.client() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.llm_engine, "add_request", refuse)
+            got = client.post(PATH, json=chat("one"))
+        assert got.status_code == status and ("too long a prompt" in got.text) == (status == 400)
+        one = live.service.models.get("one")
+        assert one.lane.is_idle and not one.lane.uses(one)
+        assert client.post(PATH, json=chat("one", max_tokens=1)).status_code == 200
 
 
 def test_what_vllm_cannot_do_is_said_at_the_start(places, monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from fintune.schema.errors import AdapterError, FintuneError
 from fintune.serving.server.engine import Engine
 from fintune.serving.server.logs import ServerLog
 from fintune.serving.server.metrics import Metrics
-from fintune.serving.server.models import ServedModels
+from fintune.serving.server.models import ServedModel, ServedModels
 from fintune.serving.server.watching import AdapterFolder, Change
 
 log = logging.getLogger(__name__)
@@ -68,20 +68,21 @@ class AdapterChanges:
 
     async def _result(self, change: Change) -> tuple[str, str | None]:
         try:
-            return await self.engine.call(lambda: self._made(change)), None
+            result, before = await self.engine.call(lambda: self._made(change))
         except Exception as error:
             pause_s = self.folder.failed(change)
             if not isinstance(error, FintuneError):
                 log.exception("The adapter %s could not be changed.", change.name)
             said = str(error) or type(error).__name__
             return "failed", f"{said} The next try is in {pause_s:.0f} seconds, or once something in it changes."
+        if before is not None:  # requests that found it in the list before it was changed end with it
+            self.models.when_let_go(before, lambda: self.engine.retire(before, lambda: self.models.forget(before)))
+        return result, None
 
-    def _made(self, change: Change) -> str:
-        """Runs in the engine's thread."""
+    def _made(self, change: Change) -> tuple[str, ServedModel | None]:
+        """What was done, and the model that is no longer in the list; runs in the engine's thread."""
         models = self.models
         if change.gone and change.name not in models.by_name:
-            return "ignored"
+            return "ignored", None
         before = models.unlist(change.name) if change.gone else models.add(change.name, change.place)
-        if before is not None:
-            self.engine.retire(before, lambda: models.forget(before))
-        return "removed" if change.gone else "loaded"
+        return "removed" if change.gone else "loaded", before

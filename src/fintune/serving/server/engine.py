@@ -151,8 +151,8 @@ class Engine:
             try:
                 self._write(lane)
             except Exception:
-                log.exception("A lane failed; its answers end here.")
                 lane.fail_all(HttpProblem(500, _FAILED, "failed"))
+                log.exception("A lane failed; its answers ended here.")
             self._stepped = time.monotonic()
         self._classifying.turn()
         self._sweep()
@@ -174,8 +174,8 @@ class Engine:
         try:
             job.model.lane.add(job)
         except Exception:
-            log.exception("An answer could not be queued.")
             job.fail(HttpProblem(500, _FAILED, "failed"))
+            log.exception("An answer could not be queued.")
             return
         if job.model.lane not in self._lanes:
             self._lanes.append(job.model.lane)
@@ -195,7 +195,10 @@ class Engine:
         self._outbox.append(settle)
 
     def retire(self, model: ServedModel, forget: Callable[[], None]) -> None:
-        """Takes no more jobs for a model, and calls ``forget`` once those it has are done; for use inside ``call``."""
+        """Takes no more jobs for a model but those submitted by now, and calls ``forget`` once all of them are done."""
+        self._inbox.put(partial(self._retire, model, forget))
+
+    def _retire(self, model: ServedModel, forget: Callable[[], None]) -> None:
         model.retired = True
         self._retired.append((model, forget))
 

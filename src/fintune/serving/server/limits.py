@@ -28,6 +28,9 @@ class Bucket:
     def __init__(self, per_minute: int, clock: Clock = time.monotonic) -> None:
         self.per_minute, self._clock = per_minute, clock
         self._level, self._at = float(per_minute), clock()
+        # What was taken beyond a size that became smaller. It shuts nobody out, counts once the size grows again, and
+        # is forgotten as fast as it was allowed.
+        self._beyond, self._largest = 0.0, per_minute
 
     def take(self, amount: float) -> float:
         """Takes ``amount`` and returns 0, or takes nothing and returns the seconds until there is enough."""
@@ -39,13 +42,16 @@ class Bucket:
 
     def _fill(self) -> None:
         now = self._clock()
-        self._level = min(self.per_minute, self._level + (now - self._at) * self.per_minute / 60)
-        self._at = now
+        minutes, self._at = (now - self._at) / 60, now
+        self._level = min(self.per_minute, self._level + minutes * self.per_minute)
+        self._beyond = max(0.0, self._beyond - minutes * self._largest)
 
     def resize(self, per_minute: int) -> None:
         """Another size and rate; what was taken stays taken."""
         self._fill()
-        self._level = max(0.0, self._level + per_minute - self.per_minute)
+        level = self._level - self._beyond + per_minute - self.per_minute
+        self._largest = max(per_minute, self._largest if self._beyond else self.per_minute)
+        self._level, self._beyond = max(0.0, level), max(0.0, -level)
         self.per_minute = per_minute
 
     def give_back(self, amount: float) -> None:

@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -34,10 +34,11 @@ class ServerLog:
     text: bool = False
 
     def event(self, event: str, **facts: Any) -> None:
-        """Writes one line; facts that are None are left out."""
+        """Writes one line; facts that are None are left out. What cannot be written is lost, and no error."""
         told = {name: _short(value) for name, value in facts.items() if value is not None}
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **told})
-        self.write(f"{line}\n")
+        with suppress(OSError, ValueError):  # a full disk, a pipe whose reader has gone, a closed file
+            self.write(f"{line}\n")
 
 
 def _short(value: Any) -> Any:
@@ -53,8 +54,11 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         trace = self._formatter.formatException(record.exc_info) if record.exc_info else None
-        level = record.levelname.lower()
-        self._log.event("message", level=level, message=record.getMessage(), traceback=trace)
+        try:
+            message = record.getMessage()
+        except Exception:  # its arguments do not fit: whoever says something is not to fail for that
+            message = str(record.msg)
+        self._log.event("message", level=record.levelname.lower(), message=message, traceback=trace)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -48,7 +49,9 @@ class ServedModel:
         created: Unix time it was loaded.
         parent: the base's name; None for the base.
         place: folder of the adapter.
-        retired: it takes no more requests.
+        retired: it takes no more jobs.
+        held: requests that may still submit jobs; counted in the event loop.
+        let_go: called when the last of them has ended.
     """
 
     name: str
@@ -59,6 +62,8 @@ class ServedModel:
     parent: str | None = None
     place: Path | None = None
     retired: bool = False
+    held: int = 0
+    let_go: Callable[[], None] | None = None
 
     @cached_property
     def longest_token(self) -> int:
@@ -114,6 +119,29 @@ class ServedModels:
             near = get_close_matches(name, self.by_name, n=3) or list(self.by_name)[:5]
             raise HttpProblem(404, f"There is no such model here. There is {', '.join(near)}.", "model_not_found")
         return found
+
+    @contextmanager
+    def holding(self, name: str) -> Iterator[ServedModel]:
+        """The model of that name, which is not retired while the block runs; for the event loop.
+
+        Raises:
+            HttpProblem: 404, with the nearest names.
+        """
+        model = self.get(name)
+        model.held += 1
+        try:
+            yield model
+        finally:
+            model.held -= 1
+            if model.held == 0 and model.let_go is not None:
+                model.let_go()
+
+    def when_let_go(self, model: ServedModel, then: Callable[[], None]) -> None:
+        """Calls ``then`` once no request holds a model that is no longer in the list; for the event loop."""
+        if model.held:
+            model.let_go = then
+        else:
+            then()
 
     def add(self, name: str, place: str | Path) -> ServedModel | None:
         """Puts an adapter on the base under a name; returns the one that had the name, which is to be retired.
@@ -228,8 +256,8 @@ def _host(
 
 def _first_with_recipe(places: Sequence[Path]) -> dict[str, Path]:
     for place in places:
-        folder = adapter_folder_of(place)
         try:
+            folder = adapter_folder_of(place)
             if recipe_of(folder) is not None:
                 return {place.name: folder}
         except (FintuneError, OSError):  # said when it is loaded

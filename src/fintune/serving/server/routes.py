@@ -60,17 +60,17 @@ class Routes:
 
     async def chat(self, body: ChatRequest, request: Request) -> Any:
         """Answers a conversation."""
-        model = self.models.get(body.model)
         facts: Facts = request.state.facts
-        read = partial(read_chat, body, model, self.settings, facts.key.limits)
-        return await self._write(body, model, read, request, CHAT)
+        with self.models.holding(body.model) as model:
+            read = partial(read_chat, body, model, self.settings, facts.key.limits)
+            return await self._write(body, model, read, request, CHAT)
 
     async def completions(self, body: CompletionRequest, request: Request) -> Any:
         """Goes on with texts."""
-        model = self.models.get(body.model)
         facts: Facts = request.state.facts
-        read = partial(read_completion, body, model, self.settings, facts.key.limits)
-        return await self._write(body, model, read, request, COMPLETION)
+        with self.models.holding(body.model) as model:
+            read = partial(read_completion, body, model, self.settings, facts.key.limits)
+            return await self._write(body, model, read, request, COMPLETION)
 
     async def _write(
         self, body: Writing, model: ServedModel, read: Callable[[], Prompted], request: Request, shape: Shape
@@ -190,7 +190,10 @@ class Routes:
 
     async def classify(self, body: ClassifyRequest, request: Request) -> Any:
         """Labels texts with probabilities."""
-        model = self.models.get(body.model)
+        with self.models.holding(body.model) as model:
+            return await self._classify(body, model, request)
+
+    async def _classify(self, body: ClassifyRequest, model: ServedModel, request: Request) -> Any:
         facts: Facts = request.state.facts
         facts.told["model"] = model.name
         with self.waiting.taken(1) as places:

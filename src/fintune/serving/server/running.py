@@ -127,8 +127,10 @@ class Running:
 
     async def _drain(self) -> None:
         service, until = self._service, time.monotonic() + self._service.settings.drain_s
-        service.server_log.event("draining", open=service.guard.open)
-        while service.guard.open and time.monotonic() < until:
-            await asyncio.sleep(0.05)
-        service.server_log.event("drained", open=service.guard.open)
-        self.server.should_exit = True
+        try:
+            service.server_log.event("draining", open=service.guard.open)
+            while service.guard.open and time.monotonic() < until:
+                await asyncio.sleep(0.05)
+            service.server_log.event("drained", open=service.guard.open)
+        finally:
+            self.server.should_exit = True

@@ -17,7 +17,7 @@ from fintune.models.load import LoadedBase
 from fintune.schema.errors import ModelError
 from fintune.serving.predictor import Predictor
 from fintune.serving.server.jobs import Job
-from fintune.serving.server.problems import HttpProblem
+from fintune.serving.server.problems import HttpProblem, bad_request
 
 if TYPE_CHECKING:
     from fintune.serving.server.models import ServedModel
@@ -85,15 +85,19 @@ class VllmLane:
         self._engine = opened.engine.llm_engine
 
     def add(self, job: Job) -> None:
-        """Hands a job to vLLM, which queues it."""
+        """Hands a job to vLLM, which queues it or refuses it."""
         number = str(next(self._numbers))
-        self._jobs[number] = _Written(job)
-        self._engine.add_request(
-            number,
-            {"prompt_token_ids": job.prompt.tolist()},
-            _sampling(job),
-            lora_request=self._adapters.get(job.model.predictor.using),
-        )
+        try:
+            self._engine.add_request(
+                number,
+                {"prompt_token_ids": job.prompt.tolist()},
+                _sampling(job),
+                lora_request=self._adapters.get(job.model.predictor.using),
+            )
+        except ValueError as error:  # vLLM's word for a request that it cannot take
+            job.fail(bad_request(f"vLLM refuses the request ({error})."))
+        else:
+            self._jobs[number] = _Written(job)
 
     def using(self) -> AbstractContextManager[object]:
         """Nothing is switched: every prompt brings its adapter."""

@@ -6,6 +6,7 @@ changed between two looks, so that one that is still being copied is not read; n
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from fintune.serving.predictor import is_adapter
 from fintune.serving.server.models import adapter_folder_of
 
+log = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0  # between tries of what failed: memory may be free again by then
 Stamp = tuple[tuple[str, int, int], ...]
@@ -48,6 +50,7 @@ class AdapterFolder:
     _last: dict[str, Stamp] = field(default_factory=dict)
     _known: dict[str, Stamp] = field(default_factory=dict)
     _later: dict[str, _Later] = field(default_factory=dict)
+    _closed: set[str] = field(default_factory=set)  # sub-folders that cannot be looked into
 
     def names(self) -> list[str]:
         """The sub-folders that hold an adapter now."""
@@ -69,7 +72,7 @@ class AdapterFolder:
         found += [Change(name, self.folder / name) for name in changed]
         for change in found:
             self._later.pop(change.name, None)
-        return found + self._due()
+        return found + self._due(lambda change: change.name not in seen if change.gone else change.name in settled)
 
     def failed(self, change: Change) -> float:
         """Tells a change again, after pauses that double while nothing in the sub-folder changes.
@@ -82,10 +85,10 @@ class AdapterFolder:
         self._later[change.name] = _Later(change, pause_s, self.clock() + pause_s)
         return pause_s
 
-    def _due(self) -> list[Change]:
+    def _due(self, is_settled: Callable[[Change], bool]) -> list[Change]:
         now, due = self.clock(), []
         for later in self._later.values():
-            if later.at <= now:
+            if later.at <= now and is_settled(later.change):
                 due.append(later.change)
                 later.at = math.inf  # until it fails again
         return due
@@ -95,17 +98,32 @@ class AdapterFolder:
             inside = sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
         except OSError:  # unmounted for a moment: nothing is taken away for that
             return dict(self._last)
-        stamps = ((path.name, _stamp(path)) for path in inside)
-        return {name: stamp for name, stamp in stamps if stamp}
+        seen, closed = dict[str, Stamp](), set[str]()
+        for path in inside:
+            try:
+                stamp = _stamp(path)
+            except OSError as error:  # what is served goes on as it was read
+                closed.add(path.name)
+                stamp = self._known.get(path.name, ())
+                if path.name not in self._closed:
+                    log.warning("The sub-folder %s cannot be looked into (%s).", path, error.strerror or error)
+            if stamp:
+                seen[path.name] = stamp
+        self._closed = closed
+        return seen
 
 
 def _stamp(folder: Path) -> Stamp:
-    """Names, times and sizes of the adapter's files; empty where there is none."""
+    """Names, times and sizes of the adapter's files; empty where there is none.
+
+    Raises:
+        OSError: it cannot be looked into.
+    """
     inside = adapter_folder_of(folder)
     if not is_adapter(inside):
         return ()
     try:
         files = [(path.name, path.stat()) for path in sorted(inside.iterdir()) if path.is_file()]
-    except OSError:  # it is being removed
+    except FileNotFoundError:  # it is being removed
         return ()
     return tuple((name, found.st_mtime_ns, found.st_size) for name, found in files)
