@@ -15,7 +15,6 @@ import torch
 
 from fintune.evaluation.suite import load_run_data
 from fintune.inference.forward import supported_packing
-from fintune.kernels.fp8_weight import ASKED_BY, REMEDY, require_fp8
 from fintune.kernels.tree_attention import BLOCKWISE
 from fintune.models.adapters import count_trainable
 from fintune.models.fast_layers import KEEPS_ALL, Memory
@@ -38,7 +37,7 @@ from fintune.training.memory import (
     with_policy,
 )
 from fintune.training.memory_plan import MemoryEstimate, MemoryPlan, trainable_parameters
-from fintune.training.speed import Card, find_card, flops_per_token, micro_batch_seconds
+from fintune.training.speed import Card, find_card, flops_per_token, micro_batch_seconds, require_fp8_card
 from fintune.training.token_budget import in_words
 from fintune.trees.batch import bucket_size
 from fintune.trees.chat import ChatFormat, encode_all
@@ -181,7 +180,7 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
         notes.append("Every token is taken to be supervised and no prefix to be shared, since no data were looked at.")
     plan = memory_plan(recipe, config.to_dict(), packing, workload, card)
     if plan.quantization == "fp8" and card is not None:
-        _require_fp8(card, is_present=gpu is None)
+        require_fp8_card(card, is_present=gpu is None)
     policies: tuple[Memory, ...] = ()
     if takes_fast_path(shape, plan):
         policies = policies_for(plan.device, plan.quantization, recompute=recipe.training.gradient_checkpointing)
@@ -223,17 +222,6 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
         ),
         seconds=_whole(recipe, seconds, epoch),
     )
-
-
-def _require_fp8(card: Card, *, is_present: bool) -> None:
-    """Refuses what loading would refuse."""
-    if is_present:
-        require_fp8(torch.device("cuda"))
-    elif card.fp8_tflops is None:
-        raise ModelError(
-            f"{ASKED_BY} needs an Ada, Hopper or newer card (compute capability 8.9), and the {card.name} is older.",
-            REMEDY,
-        )
 
 
 def _trainable(recipe: Recipe, config: PreTrainedConfig, shape: ModelShape, plan: MemoryPlan) -> int:

@@ -305,14 +305,10 @@ def _full_disk_in_words(run: RunDirectory) -> Iterator[None]:
 
 def _flops(base: LoadedBase, model: EdgeModel) -> ModelFlops | None:
     try:
-        shape = base_shape(base)
-    except ModelError as exc:  # a model made by code of its own, which is not run a second time
+        return model_flops(base_shape(base), model.model)
+    except ModelError as exc:  # a model made by code of its own, which is not run a second time, or without heads
         log.info("Operations are not counted: %s", exc.message)
         return None
-    if not shape.heads:  # what the layers of Mamba and RWKV do between their matrices is not known
-        log.info("Operations are not counted: %s names no attention heads.", shape.architecture)
-        return None
-    return model_flops(shape, model.model)
 
 
 def _save_weights(model: Any, base: LoadedBase, folder: Path, weights: dict[str, Tensor] | None) -> None:
