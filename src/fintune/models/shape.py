@@ -206,9 +206,10 @@ def _counted(model: Any, config: Any) -> ModelShape:
     heads = max(_numbers(config, "num_attention_heads"), default=0)
     head_size = max(_numbers(config, "head_dim"), default=0) or (hidden // heads if heads else 0)
     norms = Counter(
-        module.weight.numel()
+        weight.numel()
         for name, module in model.named_modules()
-        if type(module).__name__.endswith("Norm") and ".layers.0." in name and module.weight is not None
+        if type(module).__name__.endswith("Norm") and ".layers.0." in name
+        if (weight := getattr(module, "weight", None)) is not None  # some only divide
     )
     return ModelShape(
         architecture=str(config.model_type),
