@@ -149,8 +149,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def peft_quiet() -> Iterator[None]:
-    """Drops the warnings that PEFT provokes by reading a property that newer transformers have renamed, and by
-    setting itself right on GPT-2's transposed weights."""
+    """Drops warnings of PEFT's own making: a property that transformers renamed, GPT-2's weights that lie transposed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
