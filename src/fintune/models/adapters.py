@@ -64,13 +64,16 @@ def attach_lora(base: LoadedBase, config: LoraConfig, *, seed: int) -> PeftModel
 def _wrapped(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     from peft import get_peft_model
 
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if _is_linear(module) and module is not head]
     try:
         return get_peft_model(model, config, autocast_adapter_dtype=True)
-    except ValueError as exc:  # out_proj of Mamba, say, whose weight its kernels read without calling the layer
-        names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
+    except ValueError as exc:  # Mamba's out_proj, say, whose weight kernels read without calling the layer
+        names = sorted({name.rpartition(".")[2] for name in linear})
         refused = [name for name in names if f"'{name}'" in str(exc)]
+        said = "" if refused else f" ({first_line(exc)})"
         raise AdapterError(
-            f"peft puts no LoRA on {', '.join(refused) or 'these layers'} of this model ({first_line(exc)}).",
+            f"peft puts no LoRA on {', '.join(refused) or 'these layers'} of a {model.config.model_type} model{said}.",
             f"Set adapter.targets to others, of {', '.join(name for name in names if name not in refused)}.",
         ) from exc
 
@@ -149,7 +152,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def peft_quiet() -> Iterator[None]:
-    """Drops warnings of PEFT's own making: a property that transformers renamed, GPT-2's weights that lie transposed."""
+    """Drops warnings of PEFT's own making: a property that transformers renamed, GPT-2's transposed weights."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
