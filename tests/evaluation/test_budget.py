@@ -21,6 +21,7 @@ def model_on(device, **shape):
         ({"intermediate_size": 8192}, 16384),  # Llama-3.2-1B
         ({"intermediate_size": 14336}, 16384),  # Llama-3.1-8B
         ({"intermediate_size": 28672}, 16384),
+        ({"intermediate_size": [1536, 8192]}, 16384),  # Gemma 3n lists one for each layer
         ({"hidden_size": 768}, 65536),  # GPT-2 names no other width
     ],
 )

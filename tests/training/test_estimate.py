@@ -345,7 +345,7 @@ def test_policies_of_a_device():
 def test_what_the_fast_path_does_not_take(llama, changes):
     assert takes_fast_path(llama, PLAN) and not takes_fast_path(llama, changed(**changes))
     assert takes_fast_path(shape_of(tiny_config("gemma3")), PLAN)
-    assert not takes_fast_path(dataclasses.replace(llama, architecture="mixtral"), PLAN)
+    assert not takes_fast_path(dataclasses.replace(llama, layer_family="mixtral"), PLAN)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])

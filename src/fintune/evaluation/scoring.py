@@ -42,7 +42,8 @@ def scoring_budget(wanted: int | None, model: EdgeModel) -> int:
         return wanted or 2048
     config = model.model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    width = int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
+    stated = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    width = max(stated) if isinstance(stated, list | tuple) else int(stated)  # Gemma 3n lists one for each layer
     fitting = 1 << (_GPU_ACTIVATIONS // width).bit_length() - 1
     return min(max(fitting, _LEAST_ON_GPU), _MOST_ON_GPU)
 

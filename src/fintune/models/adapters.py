@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from fintune.models.foreign import first_line
 from fintune.models.fp8_linear import refuse_merging
 from fintune.models.load import LoadedBase
 from fintune.schema.errors import AdapterError
@@ -47,10 +48,8 @@ def attach_adapter(base: LoadedBase, section: AdapterSection, *, seed: int) -> P
 
 def attach_lora(base: LoadedBase, config: LoraConfig, *, seed: int) -> PeftModel:
     """Wraps a loaded base in a LoRA adapter of any configuration, as ``attach_adapter`` does."""
-    from peft import get_peft_model
-
     with seeded(seed, base.model.device), peft_quiet():
-        model: Any = get_peft_model(base.model, config, autocast_adapter_dtype=True)
+        model: Any = _wrapped(base.model, config)
     refuse_merging(model)
     # PEFT writes down where the base lies on this machine; the name the recipe used travels better.
     model.peft_config["default"].base_model_name_or_path = base.files.hub_id or base.files.source
@@ -60,6 +59,23 @@ def attach_lora(base: LoadedBase, config: LoraConfig, *, seed: int) -> PeftModel
                 parameter.data = parameter.data.float()
     wrapped: PeftModel = model
     return wrapped
+
+
+def _wrapped(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    from peft import get_peft_model
+
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if _is_linear(module) and module is not head]
+    try:
+        return get_peft_model(model, config, autocast_adapter_dtype=True)
+    except ValueError as exc:  # Mamba's out_proj, say, whose weight kernels read without calling the layer
+        names = sorted({name.rpartition(".")[2] for name in linear})
+        refused = [name for name in names if f"'{name}'" in str(exc)]
+        said = "" if refused else f" ({first_line(exc)})"
+        raise AdapterError(
+            f"peft puts no LoRA on {', '.join(refused) or 'these layers'} of a {model.config.model_type} model{said}.",
+            f"Set adapter.targets to others, of {', '.join(name for name in names if name not in refused)}.",
+        ) from exc
 
 
 def _train_all_weights(base: LoadedBase) -> PreTrainedModel:
@@ -136,8 +152,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def peft_quiet() -> Iterator[None]:
-    """Drops the warning PEFT provokes by reading a property that newer transformers have renamed."""
+    """Drops warnings of PEFT's own making: a property that transformers renamed, GPT-2's transposed weights."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield
 
@@ -169,7 +186,6 @@ def format_parameter_counts(trainable: int, total: int) -> str:
 
 def count_trainable(config: PreTrainedConfig, section: AdapterSection) -> tuple[int, int]:
     """Trainable and all parameters of a model that is never allocated: everything lives on the meta device."""
-    from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"), peft_quiet():
@@ -177,4 +193,4 @@ def count_trainable(config: PreTrainedConfig, section: AdapterSection) -> tuple[
         if section.kind == "none":
             return count_parameters(model)
         model.requires_grad_(False)
-        return count_parameters(get_peft_model(model, lora_config(model, section)))
+        return count_parameters(_wrapped(model, lora_config(model, section)))

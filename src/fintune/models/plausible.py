@@ -6,6 +6,7 @@ config asks for would be built for minutes before anyone looked at the weights.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from fintune.models.files import weight_files
 from fintune.models.foreign import first_line, speaks_of_the_file
 from fintune.schema.errors import ModelError
 from fintune.schema.keys import show_value
+
+# Keys that state how many modules there are; vocab_size_per_layer_input and the like state widths.
+_COUNT = re.compile(r"(num|n)_(\w+_)?(layers?|experts?)(_per_tok)?|(en|de)coder_layers")
 
 
 def require_plausible(folder: Path, config: Mapping[str, Any]) -> None:
@@ -54,5 +58,5 @@ def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _counts(value)
-        elif isinstance(value, int) and ("layer" in key or "expert" in key):
+        elif isinstance(value, int) and _COUNT.fullmatch(key):
             yield key, value

@@ -29,12 +29,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A linear layer that occurs ``count`` times: ``rows`` outputs from ``columns`` inputs."""
+    """A linear layer that occurs ``count`` times: ``rows`` outputs from ``columns`` inputs.
+
+    ``places`` are the dotted names of all of them, ``name`` is the last part of each. GPT-2's weights are
+    ``transposed``: adapters and bitsandbytes take them like others, fp8 leaves them as they are.
+    """
 
     name: str
     rows: int
     columns: int
-    count: int
+    places: tuple[str, ...]
+    transposed: bool = False
+
+    @property
+    def count(self) -> int:
+        """How often it occurs."""
+        return len(self.places)
 
     @property
     def parameters(self) -> int:
@@ -50,18 +60,20 @@ class ModelShape:
         architecture: the name the configuration gives it.
         layers: decoder layers.
         hidden: width of the residual stream.
-        intermediate: width inside the feed-forward block.
-        heads: query heads.
+        intermediate: width inside the feed-forward block; the largest where layers differ.
+        heads: query heads, the most where layers differ; 0 where the configuration names none, as of Mamba.
         key_value_heads: heads of keys and values.
         head_size: width of a head.
         vocabulary: rows of the output head.
         matrices: all linear layers but the head.
+        head: the output head; None where there is none.
         embedding_parameters: weights of the input embedding, and of the head where it is not tied to it.
         other_parameters: norms, biases, and anything else that is not a linear layer.
         norms: norms of the residual width in each layer.
         head_norms: queries and keys are normalised.
         gated: the feed-forward block multiplies two projections.
         softcap: attention scores are bounded, which only FlexAttention does without keeping them.
+        layer_family: the module of transformers that the layers at ``model.layers`` come from; None where none are.
     """
 
     architecture: str
@@ -73,12 +85,14 @@ class ModelShape:
     head_size: int
     vocabulary: int
     matrices: tuple[Matrix, ...]
+    head: Matrix | None
     embedding_parameters: int
     other_parameters: int
     norms: int
     head_norms: bool
     gated: bool
     softcap: bool
+    layer_family: str | None
 
     @property
     def matrix_parameters(self) -> int:
@@ -179,41 +193,87 @@ def shape_of(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Mo
 
 
 def _counted(model: Any, config: Any) -> ModelShape:
-    import torch
-
+    layers, hidden, vocabulary = (_stated(config, key) for key in ("num_hidden_layers", "hidden_size", "vocab_size"))
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    found = Counter(
-        (name.rpartition(".")[2], module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    )
-    matrices = tuple(Matrix(*key, count) for key, count in found.items())
+    matrices, last = _matrices(model, head)
     tied = head is not None and head.weight is embedding.weight
     embeddings = embedding.weight.numel() + (0 if head is None or tied else head.weight.numel())
     total = sum(parameter.numel() for parameter in {id(p): p for p in model.parameters()}.values())
-    intermediate = int(getattr(config, "intermediate_size", 0) or 4 * config.hidden_size)
-    inner = sum(matrix.count * matrix.rows for matrix in matrices if matrix.rows in (intermediate, 2 * intermediate))
-    heads = config.num_attention_heads
-    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    widths = _numbers(config, "intermediate_size") or [4 * hidden]
+    doubled = {2 * width for width in widths} | set(widths)
+    inner = sum(matrix.count * matrix.rows for matrix in matrices if matrix.rows in doubled)
+    all_widths = sum(widths) if len(widths) == layers else max(widths) * layers
+    heads = max(_numbers(config, "num_attention_heads"), default=0)
+    head_size = max(_numbers(config, "head_dim"), default=0) or (hidden // heads if heads else 0)
     norms = Counter(
-        module.weight.numel()
+        weight.numel()
         for name, module in model.named_modules()
-        if type(module).__name__.endswith("Norm") and ".layers.0." in name and module.weight is not None
+        if type(module).__name__.endswith("Norm") and ".layers.0." in name
+        if (weight := getattr(module, "weight", None)) is not None  # some only divide
     )
     return ModelShape(
         architecture=str(config.model_type),
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        intermediate=intermediate,
+        layers=layers,
+        hidden=hidden,
+        intermediate=max(widths),
         heads=heads,
-        key_value_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        key_value_heads=max(_numbers(config, "num_key_value_heads"), default=heads) if heads else 0,
         head_size=head_size,
-        vocabulary=config.vocab_size,
+        vocabulary=vocabulary,
         matrices=matrices,
+        head=last,
         embedding_parameters=embeddings,
         other_parameters=total - embeddings - sum(matrix.parameters for matrix in matrices),
-        norms=norms[config.hidden_size] or 2,
-        head_norms=norms[head_size] > 0 and head_size != config.hidden_size,
-        gated=inner >= 2 * intermediate * config.num_hidden_layers,
+        norms=norms[hidden] or 2,
+        head_norms=head_size not in (0, hidden) and norms[head_size] > 0,
+        gated=inner >= 2 * all_widths,
         softcap=getattr(config, "attn_logit_softcapping", None) is not None,
+        layer_family=_layer_family(model),
     )
+
+
+def _numbers(config: Any, key: str) -> list[int]:
+    """A key's positive values: of all layers, where it lists one for each; none where it is not stated."""
+    value = getattr(config, key, None)
+    values = value if isinstance(value, list | tuple) else [value]
+    return [own for own in values if isinstance(own, int) and own > 0]
+
+
+def _stated(config: Any, key: str) -> int:
+    found = _numbers(config, key)
+    if not found:
+        raise ModelError(
+            f"The configuration of this {config.model_type} model does not state {key}, so its shape is not known.",
+            "Use another base model; this one can be trained, but not estimated.",
+        )
+    return max(found)
+
+
+def _matrices(model: Any, head: Any) -> tuple[tuple[Matrix, ...], Matrix | None]:
+    """The linear layers, those of one name and size together; and the head."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    found: dict[tuple[str, int, int, bool], list[str]] = {}
+    last = None
+    for place, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            rows, columns = module.out_features, module.in_features
+        elif isinstance(module, Conv1D):  # GPT-2's, whose weight lies transposed
+            columns, rows = module.weight.shape
+        else:
+            continue
+        name = place.rpartition(".")[2]
+        if module is head:
+            last = Matrix(name, rows, columns, (place,))
+        else:
+            found.setdefault((name, rows, columns, isinstance(module, Conv1D)), []).append(place)
+    matrices = (Matrix(*key, tuple(places), turned) for (*key, turned), places in found.items())
+    return tuple(matrices), last
+
+
+def _layer_family(model: Any) -> str | None:
+    """Where ``models.fast_layers`` looks for layers too; those of a model of text and pictures lie deeper."""
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    module = type(layers[0]).__module__.split(".") if layers else []
+    return module[2] if module[:2] == ["transformers", "models"] else None

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fintune.evaluation.suite import load_run_data
 from fintune.inference.forward import supported_packing
 from fintune.kernels.tree_attention import BLOCKWISE
+from fintune.models.adapters import count_trainable
 from fintune.models.fast_layers import KEEPS_ALL, Memory
 from fintune.models.load import is_ampere_or_newer
 from fintune.models.quantize import plan_quantization
@@ -36,7 +37,7 @@ from fintune.training.memory import (
     with_policy,
 )
 from fintune.training.memory_plan import MemoryEstimate, MemoryPlan, trainable_parameters
-from fintune.training.speed import Card, find_card, flops_per_token, micro_batch_seconds
+from fintune.training.speed import Card, find_card, flops_per_token, micro_batch_seconds, require_fp8_card
 from fintune.training.token_budget import in_words
 from fintune.trees.batch import bucket_size
 from fintune.trees.chat import ChatFormat, encode_all
@@ -44,6 +45,9 @@ from fintune.trees.mixture import make_mixture
 from fintune.trees.packing import Batch, PaddedBatch, pack_samples
 from fintune.trees.plan import StepPlan, group_numbers, numbered
 from fintune.trees.prefix_tree import TokenSample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 MOST_STEPS = 64  # packed to see what a batch is like; more would say little more
 
@@ -160,7 +164,8 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
         data: look at the rows, where they are on this machine.
 
     Raises:
-        ModelError: the configuration of the base is not to be had.
+        AdapterError: the base has no layers that the adapter is to change, or peft does not take them.
+        ModelError: the configuration of the base is not to be had, or the card cannot hold it as asked.
         RecipeError: the card is not known.
     """
     if recipe.stages:
@@ -174,6 +179,8 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
     if workload is None:
         notes.append("Every token is taken to be supervised and no prefix to be shared, since no data were looked at.")
     plan = memory_plan(recipe, config.to_dict(), packing, workload, card)
+    if plan.quantization == "fp8" and card is not None:
+        require_fp8_card(card, is_present=gpu is None)
     policies: tuple[Memory, ...] = ()
     if takes_fast_path(shape, plan):
         policies = policies_for(plan.device, plan.quantization, recompute=recipe.training.gradient_checkpointing)
@@ -193,7 +200,7 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
     return Estimate(
         base=recipe.model.base,
         parameters=shape.parameters,
-        trainable_parameters=trainable_parameters(shape, plan),
+        trainable_parameters=_trainable(recipe, config, shape, plan),
         memory=memory,
         peak_bytes=memory.peak,
         gpu=card.name if card else None,
@@ -215,6 +222,13 @@ def estimate_recipe(recipe: Recipe, *, gpu: str | None = None, data: bool = True
         ),
         seconds=_whole(recipe, seconds, epoch),
     )
+
+
+def _trainable(recipe: Recipe, config: PreTrainedConfig, shape: ModelShape, plan: MemoryPlan) -> int:
+    """As peft counts them, which refuses what training would; arithmetic where that means to run a model's own code."""
+    if plan.rank == 0 or recipe.model.trust_remote_code:
+        return trainable_parameters(shape, plan)
+    return count_trainable(config, recipe.adapter)[0]
 
 
 def _whole(recipe: Recipe, per_step: float | None, per_epoch: float | None) -> float | None:
@@ -368,6 +382,8 @@ def _times(
 
 def _uncertain(recipe: Recipe, shape: ModelShape) -> list[str]:
     notes = []
+    if not shape.heads:
+        notes.append(f"{shape.architecture} names no attention heads: what its layers keep and compute is rough.")
     if shape.other_parameters > 0.1 * shape.parameters:
         notes.append("Many weights are no linear layers (experts, say): memory and speed are rough.")
     if recipe.adapter.dora:

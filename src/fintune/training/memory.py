@@ -26,8 +26,7 @@ MARGIN, SPARE_BYTES = 1.05, 256 * 2**20
 
 def takes_fast_path(shape: ModelShape, plan: MemoryPlan) -> bool:
     """Whether our own kernels run the decoder layers, as far as configuration and recipe tell."""
-    family = shape.architecture.removesuffix("_text")
-    is_known = family in FAMILIES and plan.quantization in ("none", "nf4", "fp8")
+    is_known = shape.layer_family in FAMILIES and plan.quantization in ("none", "nf4", "fp8")
     return is_known and plan.rank > 0 and not plan.dora and not plan.padded
 
 

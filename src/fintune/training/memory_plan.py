@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import cache
 
 from fintune.models.fast_layers import Memory
 from fintune.models.shape import Matrix, ModelShape
@@ -72,11 +73,22 @@ class MemoryPlan:
     memory: Memory | None = None
     whole_layers: int = 0
 
+    def adapters(self, matrix: Matrix) -> int:
+        """How many of a layer's occurrences have an adapter."""
+        if self.rank == 0 or self.targets is None:
+            return matrix.count if self.rank else 0
+        return _targeted(matrix.places, self.targets)
+
     def adapts(self, matrix: Matrix) -> bool:
-        """Whether a layer has an adapter."""
-        return self.rank > 0 and (
-            self.targets is None or any(matrix.name == name.rpartition(".")[2] for name in self.targets)
-        )
+        """Whether a layer has an adapter anywhere."""
+        return self.adapters(matrix) > 0
+
+
+@cache
+def _targeted(places: tuple[str, ...], targets: tuple[str, ...]) -> int:
+    """Counts places as peft chooses them: a target is a dotted name or the end of one."""
+    ends = tuple(f".{target}" for target in targets)
+    return sum(place in targets or place.endswith(ends) for place in places)
 
 
 @dataclass(frozen=True)
@@ -119,8 +131,10 @@ def weight_bytes(shape: ModelShape, plan: MemoryPlan) -> int:
         scale_bytes = scales + 4 * math.ceil(scales / DOUBLE_QUANT_BLOCK) if plan.double_quant else 4 * scales
         return rest + shape.matrix_parameters // 2 + scale_bytes
     if plan.quantization in ("int8", "fp8"):
-        scales = 4 * sum(matrix.rows * matrix.count for matrix in shape.matrices)
-        return rest + shape.matrix_parameters + scales
+        left = [matrix for matrix in shape.matrices if matrix.transposed and plan.quantization == "fp8"]
+        held = [matrix for matrix in shape.matrices if matrix not in left]
+        rest += whole * sum(matrix.parameters for matrix in left)
+        return rest + sum(matrix.parameters + 4 * matrix.rows * matrix.count for matrix in held)
     return rest + shape.matrix_parameters * whole
 
 
@@ -129,10 +143,15 @@ def trainable_parameters(shape: ModelShape, plan: MemoryPlan) -> int:
     if plan.rank == 0:
         return shape.parameters
     return sum(
-        ((matrix.rows + matrix.columns) * plan.rank + (matrix.rows if plan.dora else 0)) * matrix.count
-        for matrix in shape.matrices
-        if plan.adapts(matrix)
+        ((matrix.rows + matrix.columns) * plan.rank + (matrix.rows if plan.dora else 0)) * count
+        for matrix, count in _adapted(shape, plan)
     )
+
+
+def _adapted(shape: ModelShape, plan: MemoryPlan) -> list[tuple[Matrix, int]]:
+    """Layers that have adapters, and how many; the head has one only where a target names it."""
+    head = [shape.head] if shape.head is not None and plan.targets is not None else []
+    return [(matrix, count) for matrix in (*shape.matrices, *head) if (count := plan.adapters(matrix))]
 
 
 def optimizer_bytes(shape: ModelShape, plan: MemoryPlan) -> int:
@@ -147,7 +166,7 @@ def optimizer_bytes(shape: ModelShape, plan: MemoryPlan) -> int:
         return 8 * trainable
     small = 0
     if plan.rank:
-        sizes = [(size * plan.rank, m.count) for m in shape.matrices if plan.adapts(m) for size in (m.rows, m.columns)]
+        sizes = [(size * plan.rank, count) for m, count in _adapted(shape, plan) for size in (m.rows, m.columns)]
         small = sum(size * count for size, count in sizes if size < SMALLEST_8BIT)
     eight_bit = math.ceil((trainable - small) * 2 * (1 + 4 / OPTIMIZER_BLOCK))
     return 8 * small + (0 if plan.optimizer == "paged_adamw_8bit" else eight_bit)

@@ -53,7 +53,7 @@ def _input_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     for matrix in shape.matrices:
         if plan.rank and not plan.adapts(matrix):
             continue
-        a_layer = matrix.count / shape.layers
+        a_layer = (plan.adapters(matrix) or matrix.count) / shape.layers
         total += a_layer * plan.compute_bytes * plan.rank
         role = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}.get(matrix.name, matrix.name)
         if plan.compute_bytes < 4 or plan.dropout or role not in shared:

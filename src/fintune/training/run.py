@@ -307,7 +307,7 @@ def _full_disk_in_words(run: RunDirectory) -> Iterator[None]:
 def _flops(base: LoadedBase, model: EdgeModel) -> ModelFlops | None:
     try:
         return model_flops(base_shape(base), model.model)
-    except ModelError as exc:  # a model made by code of its own, which is not run a second time
+    except ModelError as exc:  # a model made by code of its own, which is not run a second time, or without heads
         log.info("Operations are not counted: %s", exc.message)
         return None
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+import torch
+
+from fintune.kernels.fp8_weight import ASKED_BY, REMEDY, require_fp8
 from fintune.models.fast_layers import KEEPS_ALL, Memory
 from fintune.models.shape import ModelShape
-from fintune.schema.errors import RecipeError
+from fintune.schema.errors import ModelError, RecipeError
 from fintune.training.memory_plan import MemoryPlan, trainable_parameters
 
 
@@ -109,6 +112,21 @@ def find_card(name: str) -> Card:
         known = ", ".join(card.name for card in CARDS)
         raise RecipeError(f"The GPU {name} is not in the table.", f"Choose one of {known}, or leave --gpu out.")
     return max(fitting, key=lambda card: len(_words(card.name)))
+
+
+def require_fp8_card(card: Card, *, is_present: bool) -> None:
+    """Refuses what loading would refuse; a card of this machine is asked, any other looked up.
+
+    Raises:
+        ModelError: its cores cannot multiply fp8.
+    """
+    if is_present:
+        require_fp8(torch.device("cuda"))
+    elif card.fp8_tflops is None:
+        raise ModelError(
+            f"{ASKED_BY} needs an Ada, Hopper or newer card (compute capability 8.9), and the {card.name} is older.",
+            REMEDY,
+        )
 
 
 def _words(name: str) -> set[str]:

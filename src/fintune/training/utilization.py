@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fintune.models.shape import ModelShape
-from fintune.schema.errors import RecipeError
+from fintune.schema.errors import ModelError, RecipeError
 from fintune.training.speed import find_card
 from fintune.trees.packing import Batch, PaddedBatch
 
@@ -86,7 +86,15 @@ def model_flops(shape: ModelShape, model: Any) -> ModelFlops:
     Args:
         shape: of its base.
         model: the model with its adapters; without any, all weights are taken to be trained.
+
+    Raises:
+        ModelError: the base has no attention heads, and what its layers do between their matrices is not known.
     """
+    if not shape.heads:
+        raise ModelError(
+            f"The configuration of this {shape.architecture} model names no attention heads.",
+            "Judge its speed by tokens a second.",
+        )
     adapters = [p.numel() for name, p in model.named_parameters() if ".lora_A." in name or ".lora_B." in name]
     return ModelFlops(
         matrix=shape.matrix_parameters,
