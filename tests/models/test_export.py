@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import fintune
 from fintune import adapters
 from fintune.cli import main
 from fintune.exporting import export
-from fintune.models import attach_adapter, load_adapter, save_adapter, write_tiny_model
+from fintune.models import attach_adapter, load_adapter, merging, save_adapter, write_tiny_model
 from fintune.models.export.chat_shape import chat_shape
 from fintune.models.export.gguf_file import write_gguf
 from fintune.models.export.launchers import go_template, modelfile
@@ -241,3 +242,18 @@ def test_the_modelfile_of_a_default_system_message():
     )
     bos = go_template(chat_shape(tiny_tokenizer(chat_template=LLAMA2)), "<|im_start|>")
     assert bos.count("<|im_start|>") == 1 and "{{ if $i }}<|im_start|>{{ end }}[INST] " in bos
+
+
+@pytest.mark.parametrize("write", [partial(export, formats=["merged"]), adapters.merge], ids=["export", "merge"])
+def test_a_folder_that_comes_while_one_is_written_is_kept(adapter, tmp_path, monkeypatch, write):
+    def meanwhile(*given, **named):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "precious.txt").write_text("of another export")
+        return measured(*given, **named)
+
+    measured, before = merging.logit_gap, {file.name for file in tmp_path.iterdir()}
+    monkeypatch.setattr(merging, "logit_gap", meanwhile)
+    with pytest.raises(ModelError, match=r"out was made by another program meanwhile"):
+        write(adapter, tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["precious.txt"]
+    assert {file.name for file in tmp_path.iterdir()} == {*before, "out"}

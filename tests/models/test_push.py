@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -227,3 +228,21 @@ def test_a_refusal_is_one_sentence(adapter, hub, capsys):
     assert main(["push", str(adapter), "jane/tone"]) == 2
     message = capsys.readouterr().err
     assert "refused jane/tone (403)" in message and "hf auth login" in message and "hf_x" not in message
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(adapter, hub, capsys, monkeypatch):
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        assert main(["push", str(adapter), "jane/tone"]) == 2
+    message = capsys.readouterr().err
+    assert "The hub cannot be reached (ConnectError)" in message and "Check the connection" in message
+
+
+def test_a_hub_that_does_not_answer_in_time_is_one_sentence(adapter, hub, monkeypatch):
+    factory = huggingface_hub.get_session
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(factory(), "timeout", 0.2)
+        with pytest.raises(ProviderError, match=r"cannot be reached \(ReadTimeout\)"):
+            push(adapter, "jane/tone")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from tests.runs import run
 import fintune
 from fintune.models.tiny import write_tiny_model
 from fintune.schema.errors import DataError, RunError
+from fintune.schema.loading import load_recipe, save_recipe
 from fintune.serving import parts
 from fintune.serving import predictor as predictor_module
 
@@ -134,6 +136,32 @@ def test_unfinished_work_of_another_kind_is_not_mixed(predictor, tmp_path, small
     frame().head(9).to_csv(tmp_path / "in.csv", index=False)
     with pytest.raises(DataError, match="unfinished work with another input"):
         predictor.predict_file(tmp_path / "in.csv", "headline", tmp_path / "out.csv")
+
+
+def test_what_was_begun_with_the_adapter_apart_is_not_gone_on_with_merged(
+    predictor, trained, tmp_path, small_parts, monkeypatch
+):
+    def stops(store):
+        raise KeyboardInterrupt
+
+    frame().to_csv(tmp_path / "in.csv", index=False)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(parts.PartStore, "answers", stops)
+        predictor.predict_file(tmp_path / "in.csv", "headline", tmp_path / "out.csv")
+    with pytest.raises(DataError, match="unfinished work with another model"):
+        fintune.predict_file(trained.run_dir, tmp_path / "in.csv", "headline", tmp_path / "out.csv", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ["evaluation.tokens_per_batch=512", "model.attention=eager", "model.dtype=float32", "training.packing=none"],
+)
+def test_what_decides_the_last_bits_is_part_of_what_a_model_is(trained, tmp_path, changed):
+    copy = shutil.copytree(trained.run_dir, tmp_path / "run")
+    before = fintune.load(copy, device="cpu").identity
+    for recipe in copy.rglob("recipe.yaml"):
+        save_recipe(load_recipe(recipe, [changed]), recipe)
+    assert fintune.load(copy, device="cpu").identity != before == fintune.load(trained.run_dir, device="cpu").identity
 
 
 def test_a_full_disk_is_one_sentence(predictor, tmp_path, monkeypatch):

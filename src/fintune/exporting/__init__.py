@@ -55,7 +55,7 @@ def export(
     Raises:
         AdapterError: ``output_dir`` exists, or ``source`` has no adapter and one was asked for.
         ModelError: there is no such format, size, device or quantization, the model cannot be loaded, or llama.cpp
-            has no such model or tokenizer.
+            has no such model or tokenizer; or another program has made ``output_dir`` meanwhile.
         RunError: the run is not trained to its end, or the files could not be written.
     """
     from fintune.models.files import written_aside
@@ -70,7 +70,7 @@ def export(
     found = find_source(source, quantization=quantization, name=name)
     if found.adapter is None and "adapter" in formats:
         raise AdapterError(f"{source} has no LoRA adapter to export.", "Leave adapter out of --formats.")
-    with writing(target), written_aside(target) as aside:
+    with writing(target), written_aside(target, replace=False) as aside:
         report = write_folder(found, aside, asked, form, explicit=bool(formats))
         sizes = {str(file.relative_to(aside)): file.stat().st_size for file in _files(aside)}
         for name in sizes:

@@ -190,10 +190,17 @@ def stated_licence(folder: Path) -> str:
 
 
 @contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
+def written_aside(target: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yields an empty folder beside ``target`` and puts it in its place when the block succeeds.
 
     A reader sees the old folder or the new one, never half of one. On failure the aside folder is removed.
+
+    Args:
+        target: folder to make.
+        replace: an old one is removed; otherwise one that is there by the end is left as it is.
+
+    Raises:
+        ModelError: ``target`` is there by the end, and may not be replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:12]
@@ -201,13 +208,17 @@ def written_aside(target: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        if target.exists():
+        if not target.exists():
+            aside.rename(target)
+        elif replace:
             old = target.with_name(f".{target.name}.old-{mark}")
             target.rename(old)
             aside.rename(target)
             shutil.rmtree(old, ignore_errors=True)
         else:
-            aside.rename(target)
+            raise ModelError(
+                f"{target} was made by another program meanwhile, and would be overwritten.", "Choose another folder."
+            )
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

@@ -109,7 +109,7 @@ def merge_adapter(
 
     Raises:
         AdapterError: ``target`` exists, or the adapter is none or of another base.
-        ModelError: the base cannot be loaded.
+        ModelError: the base cannot be loaded, or another program has made ``target`` meanwhile.
         RunError: the merged model could not be written.
     """
     if target.exists():
@@ -121,7 +121,7 @@ def merge_adapter(
     model: Any = load_adapter(base, adapter)
     expected = logits_of(model, samples, base.dtype)
     model = model.unload()
-    with _merged(base, info, target, DTYPES[dtype], device, shard_bytes) as aside:
+    with _merged(base, info, target, DTYPES[dtype], device, shard_bytes, replace=False) as aside:
         del model
         found = logits_of(_reload(aside, base, device), samples, base.dtype)
         report = MergeReport(
@@ -195,15 +195,17 @@ def _merged(
     dtype: torch.dtype,
     place: torch.device,
     shard_bytes: int = SHARD_BYTES,
+    *,
+    replace: bool = True,
 ) -> Iterator[Path]:
-    """The folder with the merged model, which takes its place after the block; ``base`` is used up.
+    """The folder with the merged model, which takes its place after the block (``written_aside``); ``base`` is used up.
 
     Merged on ``place`` in fp32, and written in ``dtype``.
     """
     merged: Any = load_adapter(dequantized(base, place), info.path)
     merged = merged.merge_and_unload(safe_merge=True).to(dtype)
     merged.config.dtype = dtype
-    with writing(target), written_aside(target) as aside:
+    with writing(target), written_aside(target, replace=replace) as aside:
         with no_progress_bars():
             # What transformers did to read weights that were stored quantised it cannot undo.
             merged.save_pretrained(

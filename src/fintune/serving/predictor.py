@@ -32,6 +32,7 @@ from fintune.schema.recipe import ModelSection, Recipe, TaskSection
 from fintune.schema.run_directory import RunDirectory
 from fintune.serving.answers import Prediction, Question
 from fintune.serving.files import FileOutcome, label_file, label_frame
+from fintune.serving.identity import identity_of
 from fintune.serving.writing import WritingOptions, write_together
 from fintune.sources.text import without_lone_surrogates
 from fintune.tasks.classification import ClassificationTask
@@ -74,7 +75,7 @@ class Predictor:
         scorer: model, template and limits.
         tasks: the tasks it was trained on, with their prompts; the first is the default.
         adapter: folder of the adapter; None for a bare base model.
-        identity: hashes of base and adapter, the same wherever they lie.
+        identity: what decides its answers (``identity_of``), the same wherever the files lie.
         using: makes the model answer with this adapter while it is entered.
         beside: further adapters on the same base, by the name ``adapter`` takes.
         template: where the chat template comes from (``LoadFacts``): ``none`` where there is none, so that nothing can
@@ -355,17 +356,17 @@ def load_predictor(
     if bf16_products:
         require_bf16_products(device, loaded.dtype, loaded.quantization)
     model: Any = load_adapter(loaded, adapter) if adapter else loaded.model
-    if (merge or bf16_products) and is_mergeable(model, device, loaded.dtype, loaded.quantization):
+    merge = (merge or bf16_products) and is_mergeable(model, device, loaded.dtype, loaded.quantization)
+    if merge:
         model = model.merge_and_unload()
     if bf16_products:
         multiply_in_bf16(model)
     edge_model = EdgeModel(model, choose_backend(section.attention, device, model.config), loaded.dtype)
     packing, _ = supported_packing(loaded.model.config, packing)
-    budget = scoring_budget(recipe.evaluation.tokens_per_batch if recipe else None, edge_model)
+    budget = recipe.evaluation.tokens_per_batch if recipe else None
     chat = ChatFormat(loaded.tokenizer, readable_length(loaded.model.config, max_length))
-    scorer = Scorer(edge_model, chat, budget, packing)
-    held = f"{loaded.quantization}/bf16 products" if bf16_products else loaded.quantization
-    identity = f"{loaded.files.content_hash}/{info.content_hash if info else 'base'}/{held}"
+    scorer = Scorer(edge_model, chat, scoring_budget(budget, edge_model), packing)
+    identity = identity_of(loaded, info, section, packing, budget, merged=merge, bf16_products=bf16_products)
     return Predictor(scorer, tasks, adapter, identity, template=template_of(recipe, loaded.facts.chat_template))
 
 

@@ -28,6 +28,7 @@ from fintune.schema.adapter_records import require_place
 from fintune.schema.errors import AdapterError, ModelError
 from fintune.schema.recipe import ModelSection, Packing, Recipe, TaskSection
 from fintune.schema.run_directory import RunDirectory
+from fintune.serving.identity import identity_of
 from fintune.serving.predictor import Predictor, recipe_of, template_of
 from fintune.trees.chat import ChatFormat
 
@@ -130,8 +131,8 @@ class AdapterHost:
         packing, _ = supported_packing(loaded.model.config, wanted)
         chat = ChatFormat(tokenizer, readable_length(loaded.model.config, max_length))
         scorer = Scorer(self.edge_model, chat, scoring_budget(budget, self.edge_model), packing)
-        own = read_adapter_info(adapter).content_hash if adapter is not None else "base"
-        identity = f"{loaded.files.content_hash}/{own}/{loaded.quantization}"
+        info = read_adapter_info(adapter) if adapter is not None else None
+        identity = identity_of(loaded, info, section, packing, budget)
         return Predictor(scorer, tasks, adapter, identity, template=template_of(recipe, template))
 
 

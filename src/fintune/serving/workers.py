@@ -5,8 +5,9 @@
     this process: reads rows ──groups──▶ process 1: model ──answers──▶ this process: writes parts
                                └───────▶ process 2: model ──────────┘
 
-Enters: groups. Leaves: their answers in any order. Each process is given the next group when it has answered one, so
-that none waits for a slower one. One that dies ends them all, in one sentence; what was answered before is kept.
+Enters: groups. Leaves: their answers in any order. Each process holds two groups, one that it answers and one that it
+reads meanwhile, and is given the next when it has answered one, so that none waits for a slower one. One that dies ends
+them all, in one sentence; what was answered before is kept.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def write_untrained(path: str | Path, config: GPTConfig, tokenizer: PreTrainedTo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = GPTForCausalLM(config)
-    with writing(folder), written_aside(folder) as aside, no_progress_bars():
+    with writing(folder), written_aside(folder, replace=False) as aside, no_progress_bars():
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
     return folder
