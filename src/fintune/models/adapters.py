@@ -64,7 +64,8 @@ def attach_lora(base: LoadedBase, config: LoraConfig, *, seed: int) -> PeftModel
 def _wrapped(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     from peft import get_peft_model
 
-    head = model.get_output_embeddings()
+    outputs: Any = model.get_output_embeddings
+    head = outputs()
     linear = [name for name, module in model.named_modules() if _is_linear(module) and module is not head]
     try:
         return get_peft_model(model, config, autocast_adapter_dtype=True)

@@ -268,7 +268,7 @@ def _matrices(model: Any, head: Any) -> tuple[tuple[Matrix, ...], Matrix | None]
             last = Matrix(name, rows, columns, (place,))
         else:
             found.setdefault((name, rows, columns, isinstance(module, Conv1D)), []).append(place)
-    matrices = (Matrix(*key, tuple(places), turned) for (*key, turned), places in found.items())
+    matrices = [Matrix(*key[:3], tuple(places), transposed=key[3]) for key, places in found.items()]
     return tuple(matrices), last
 
 
