@@ -17,8 +17,9 @@ import fintune
 from fintune.models.tiny import write_tiny_model
 from fintune.schema.errors import DataError, RunError
 from fintune.serving import files, worker
+from fintune.serving import workers as workers_module
 from fintune.serving.answers import Question
-from fintune.serving.groups import open_groups
+from fintune.serving.groups import Group, open_groups
 from fintune.serving.parts import PartStore
 from fintune.serving.workers import AGAIN
 
@@ -174,3 +175,28 @@ def test_a_process_reads_the_next_group_while_it_answers_one(monkeypatch):
         worker.answer(question, lines, None)
     assert told == [{"start": 0, "values": [["FIRST"]]}, {"start": 1, "values": [["SECOND"]]}]
     assert question.steps.index(("read", "second")) < question.steps.index(("values", "first"))
+
+
+class _Echo:
+    """A process that answers at once."""
+
+    def __init__(self):
+        self.given = SimpleQueue()
+
+    def give(self, group):
+        self.given.put(group)
+
+    def take(self):
+        group = self.given.get()
+        return {"start": group["start"], "values": [group["texts"]]}
+
+
+def test_no_thread_is_left_behind_where_answers_are_not_read_to_their_end():
+    before = set(threading.enumerate())
+    answered = workers_module._side_by_side([_Echo(), _Echo()], (Group(start, ["x"]) for start in range(100)))
+    next(answered)
+    started = set(threading.enumerate()) - before
+    answered.close()
+    for thread in started:
+        thread.join(timeout=10)
+    assert started and not any(thread.is_alive() for thread in started)

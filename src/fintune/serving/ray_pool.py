@@ -87,8 +87,8 @@ class _Pool:
         return self.lost.popleft() if self.lost else next(unread, None)
 
     def at_work(self) -> bool:
-        """Whether a group is in hand."""
-        return any(actor.in_hand for actor in self.actors)
+        """Whether a group is in hand, be it of an actor that was dismissed: its end has yet to be told."""
+        return any(group is not None for _, group in self.asked.values())
 
     def next_answer(self) -> Answered | None:
         """Waits until something was done; None where that was no answer.

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from queue import Queue
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 from fintune.schema import errors
@@ -150,7 +150,8 @@ class _Worker:
 
 def _side_by_side(workers: list[_Worker], groups: Iterator[Group]) -> Iterator[Answered]:
     """Answers as they come. A thread for each process gives it a second group while it answers the first."""
-    lock = Lock()
+    lock, left = Lock(), Event()
+    # After ``left`` is set a thread puts two things at most, for which an empty queue has room: none waits for ever.
     answers: Queue[Answered | BaseException | None] = Queue(maxsize=2 * len(workers))
 
     def next_group() -> Group | None:
@@ -160,7 +161,7 @@ def _side_by_side(workers: list[_Worker], groups: Iterator[Group]) -> Iterator[A
     def serve(worker: _Worker) -> None:
         try:
             given = 0
-            while (group := next_group() if given < 2 else None) is not None or given:
+            while not left.is_set() and ((group := next_group() if given < 2 else None) is not None or given):
                 if group is not None:
                     worker.give(asdict(group))
                     given += 1
@@ -176,7 +177,17 @@ def _side_by_side(workers: list[_Worker], groups: Iterator[Group]) -> Iterator[A
     threads = [Thread(target=serve, args=(worker,), daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
-    at_work, failure = len(threads), None
+    try:
+        yield from _taken(answers, len(threads))
+    finally:  # also where whoever asked has stopped reading
+        left.set()
+        while not answers.empty():
+            answers.get()
+
+
+def _taken(answers: Queue[Answered | BaseException | None], at_work: int) -> Iterator[Answered]:
+    """What is put there until each of the threads at work has put None, or one a failure."""
+    failure = None
     while at_work and failure is None:
         found = answers.get()
         if isinstance(found, Answered):
