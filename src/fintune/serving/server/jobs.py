@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -193,6 +196,24 @@ class Job:
             self._deliver(last)
 
 
+@contextmanager
+def failing_alone(job: Job) -> Iterator[None]:
+    """Ends a job that fails in the block, and no other; the log gets the place of an error and none of its words.
+
+    Rust libraries quote the answer in their errors, and panic with a BaseException.
+    """
+    try:
+        yield
+    except HttpProblem as problem:
+        job.fail(problem)
+    except (torch.OutOfMemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        frames = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in extract_tb(error.__traceback__)[1:]]
+        log.error("An answer ends with %s at %s.", type(error).__name__, ", ".join(frames))
+        job.fail(HttpProblem(500, "The answer could not be written; the server's log says why.", "failed"))
+
+
 class JobChooser:
     """Chooses the next tokens of jobs in one batch, each in its own manner; jobs by the index of their draft."""
 
@@ -206,15 +227,8 @@ class JobChooser:
             job = self._jobs[draft.index]
             if job.cancelled or job.is_greedy:
                 continue
-            try:
+            with failing_alone(job):
                 chosen[row] = job.choose(draft, logits[row])
-            except HttpProblem as problem:
-                job.fail(problem)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:
-                log.exception("No next token could be chosen for an answer.")
-                job.fail(HttpProblem(500, "The answer could not be written; the server's log says why.", "failed"))
         return chosen
 
 
@@ -229,8 +243,6 @@ class JobTaker:
         job = self._jobs[draft.index]
         if not job.done:
             draft.answer.append(token)
-            try:
+            with failing_alone(job):
                 job.take(token, self._end_ids)
-            except HttpProblem as problem:
-                job.fail(problem)
         draft.done = job.done
