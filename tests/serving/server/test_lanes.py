@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
@@ -63,6 +63,7 @@ def asked(predictor):
     return Asked(SlotLane(predictor, 4), predictor.scorer.chat.tokenizer.backend_tokenizer)
 
 
+@example(["<0xC3>", "<0xA9>", "<0xFF>", "a"])
 @given(st.lists(st.sampled_from([*LETTERS, "<0xC3>", "<0xA9>", "<0xFF>", "<0xE2>"]), max_size=14))
 def test_bytes_that_are_no_text_lose_no_letter(tokens):
     decoder, numbers = byte_fallback(), [VOCABULARY[token] for token in tokens]

@@ -34,9 +34,9 @@ Ended = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Form:
-    """What an answer must look like: a schema its JSON fits, or one of some texts; and both as a grammar."""
+    """What an answer must look like: a schema its JSON fits, or one of some texts; and both as they are kept to."""
 
-    grammar: str
+    constraint: Constraint
     schema: Mapping[str, object] | None = None
     choices: tuple[str, ...] = ()
 
@@ -152,7 +152,7 @@ class Job:
             scores[token] += bias
         if manner.form is not None:
             if self._constraint is None:
-                self._constraint = Constraint(manner.form.grammar, self.model.grammar_tokenizer)
+                self._constraint = manner.form.constraint.of_answer()
             scores = self._constraint.masked(scores)
         return scores
 
