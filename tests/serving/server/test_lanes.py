@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
+from fintune.inference.continuous import SlotWriter
 from fintune.serving.predictor import load_predictor
 from fintune.serving.server.jobs import Job, Manner
 from fintune.serving.server.lanes import SlotLane
@@ -91,3 +92,25 @@ def test_an_answer_whose_text_fails_ends_alone_and_quotes_nothing(asked, monkeyp
         asked.add(name, logit_bias={8: 1e4})
     assert asked.write() == {"broken": (500, "failed"), "first": "length", "second": "length"}
     assert "PanicException at " in caplog.text and "buy" not in caplog.text
+
+
+def test_an_answer_that_does_not_fit_ends_alone_and_the_slots_come_back(asked, monkeypatch):
+    whole, together = SlotWriter._read_tree, []
+
+    def with_little_memory(writer, drafts, samples):
+        if any(len(draft) > 100 for draft in drafts):
+            raise torch.OutOfMemoryError
+        together.append(len(drafts))
+        whole(writer, drafts, samples)
+
+    monkeypatch.setattr(SlotWriter, "_read_tree", with_little_memory)
+    asked.add("giant", length=150)
+    names = [f"small {number}" for number in range(6)]
+    for name in names:
+        asked.add(name)
+    assert asked.write() == {"giant": (503, "out_of_memory")} | dict.fromkeys(names, "length")
+    assert max(together) == 1
+    for name in names:
+        asked.add(name)
+    asked.write()
+    assert max(together) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.serving.server.conftest import chat
 
 from fintune.cli import main
 from fintune.schema.errors import DataError, RunError
+from fintune.serving.server.constraints import Constraint
 from fintune.serving.server.keys import ApiKey, KeyRing, add_key, digest, read_keys, remove_key
 from fintune.serving.server.limits import Bucket, Limiter
 from fintune.serving.server.problems import HttpProblem
