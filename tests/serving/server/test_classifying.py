@@ -9,6 +9,7 @@ import time
 import httpx
 import numpy as np
 import pytest
+import torch
 from tests.serving.server.conftest import chat
 from tests.serving.server.test_engine import until
 from tests.serving.server.test_hostile import open_answers, settled
@@ -107,3 +108,20 @@ def test_a_classification_has_a_limit_of_tokens_and_health_tells_of_a_stuck_engi
         assert (stuck.status_code, stuck.json()["status"]) == (503, "stuck")
         assert client.post(PATH, json=chat(max_tokens=1)).status_code == 200
         assert client.get("/health").status_code == 200
+
+
+def test_little_memory_makes_turns_smaller_and_ends_only_what_never_fits(live, monkeypatch):
+    def with_little_memory(model, examples, **options):
+        if sum(classifying.computed_tokens(example, options["packing"]) for example in examples) > 150:
+            raise torch.OutOfMemoryError
+        return ask(model, examples, **options)
+
+    fits = {"model": "one", "input": [f"Is it text {number}?" for number in range(8)], "choices": ["rise", "fall"]}
+    with live.client() as client:
+        whole = client.post("/v1/classify", json=fits).json()["data"]
+        monkeypatch.setattr(classifying, "choice_log_likelihoods", with_little_memory)
+        never = client.post("/v1/classify", json={**fits, "input": ["Is it this one? " * 60]})
+        assert code(never) == (503, "out_of_memory")
+        parts = client.post("/v1/classify", json=fits).json()["data"]
+    for one, other in zip(whole, parts, strict=True):
+        assert list(one["probabilities"].values()) == pytest.approx(list(other["probabilities"].values()), abs=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.serving.server.conftest import chat
 
 from fintune.cli import main
 from fintune.schema.errors import DataError, RunError
+from fintune.serving.server.constraints import Constraint
 from fintune.serving.server.keys import ApiKey, KeyRing, add_key, digest, read_keys, remove_key
 from fintune.serving.server.limits import Bucket, Limiter
 from fintune.serving.server.problems import HttpProblem
@@ -221,3 +223,39 @@ def test_listening(tmp_path):
     with listen("127.0.0.1", 0) as opened, pytest.raises(RunError, match="cannot listen at 127.0.0.1"):
         listen("127.0.0.1", opened.getsockname()[1])
     assert main(["serve", str(tmp_path), "--host", "0.0.0.0"]) == 2
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 199_999},
+        {"allOf": [{"type": "integer", "multipleOf": 997}, {"type": "integer", "multipleOf": 991}]},
+        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1100)}},
+        {"type": "object", "patternProperties": {f"^p{i}x": {"type": "string"} for i in range(300)}},
+    ],
+    ids=["multiple", "multiples", "names", "patterns"],
+)
+def test_a_schema_that_takes_long_to_read_is_refused_before_anything_waits(live, schema):
+    wanted = {"type": "json_schema", "json_schema": {"name": "m", "schema": schema}}
+    with live.client() as client:
+        answer = client.post(PATH, json=chat(response_format=wanted, max_tokens=1))
+        assert code(answer) == (400, "invalid_schema") and "too long to read" in answer.text
+
+
+def test_the_engine_reads_no_form(live, monkeypatch):
+    """Answers share what the reader's thread has read; common multiples are not refused."""
+    threads, read = [], Constraint.__init__
+
+    def noted(constraint, *given):
+        threads.append(threading.current_thread().name)
+        read(constraint, *given)
+
+    monkeypatch.setattr(Constraint, "__init__", noted)
+    schema = {"type": "array", "items": {"type": "number", "multipleOf": 0.25}, "minItems": 1, "maxItems": 2}
+    wanted = {"type": "json_schema", "json_schema": {"name": "m", "schema": schema}}
+    with live.client() as client:
+        got = client.post(PATH, json=chat(response_format=wanted, n=3, max_tokens=40, temperature=1.0, seed=4)).json()
+    assert threads == ["fintune-reader"] and len(got["choices"]) == 3
+    for choice in got["choices"]:
+        text = choice["message"]["content"]
+        assert text.startswith("[") and (choice["finish_reason"] == "length" or json.loads(text)[0] % 0.25 == 0)

@@ -16,7 +16,7 @@ from fintune.models.window import context_window
 from fintune.schema.example import Example, Message
 from fintune.serving.asking import is_chat
 from fintune.serving.server.classifying import computed_tokens
-from fintune.serving.server.constraints import choice_grammar, json_grammar, require_usable
+from fintune.serving.server.constraints import Constraint, choice_grammar, json_grammar
 from fintune.serving.server.jobs import Form, Manner
 from fintune.serving.server.models import ServedModel
 from fintune.serving.server.problems import HttpProblem, bad_request
@@ -210,14 +210,12 @@ def _form(request: ChatRequest | CompletionRequest, model: ServedModel) -> Form 
     if request.choices is not None:
         if is_json:
             raise bad_request("choices and response_format cannot be combined.", "invalid_request")
-        form = Form(choice_grammar(request.choices), choices=tuple(request.choices))
-    elif is_json:
+        grammar = choice_grammar(request.choices)
+        return Form(Constraint(grammar, model.grammar_tokenizer), choices=tuple(request.choices))
+    if is_json:
         schema = wanted.json_schema.schema_ if isinstance(wanted, SchemaFormat) else {"type": "object"}
-        form = Form(json_grammar(schema), schema=schema)
-    else:
-        return None
-    require_usable(form.grammar, model.grammar_tokenizer)
-    return form
+        return Form(Constraint(json_grammar(schema), model.grammar_tokenizer), schema=schema)
+    return None
 
 
 def read_questions(request: ClassifyRequest, model: ServedModel, settings: ServerSettings) -> Questions:

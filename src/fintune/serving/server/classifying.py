@@ -12,6 +12,7 @@ that nobody waits for is dropped before the next. All of it runs in the engine's
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections import deque
@@ -21,8 +22,10 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from fintune.inference.likelihood import choice_log_likelihoods, softmax
+from fintune.inference.out_of_memory import is_out_of_memory
 from fintune.schema.recipe import Packing
 from fintune.serving.server.problems import HttpProblem
 from fintune.trees.encoded import EncodedExample
@@ -83,6 +86,10 @@ class Classification:
             self._text, self._choice = (self._text, last) if last < len(text.choices) else (self._text + 1, 0)
         return parts, used
 
+    def put_back(self, part: _Part) -> None:
+        """Asks again about this part and what was taken after it."""
+        self._text, self._choice = part.text, part.first
+
     @property
     def is_taken(self) -> bool:
         """Nothing is left to ask about."""
@@ -127,6 +134,7 @@ class ClassificationQueue:
     def __init__(self) -> None:
         self._waiting: deque[Classification] = deque()
         self._budget = 2 * LEAST
+        self._fitting: int | None = None  # most tokens of a turn since memory ran out
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -146,16 +154,22 @@ class ClassificationQueue:
         if not self._waiting:
             return
         first, together = self._waiting[0], [self._waiting[0]]
-        began = time.monotonic()
+        began, short_of_memory = time.monotonic(), False
+        parts, n_tokens = list[_Part](), 0
         try:
             parts, n_tokens = self._next()
             together = list(dict.fromkeys(part.asked for part in parts))
             self._ask(parts)
-        except Exception:
-            log.exception("A classification failed.")
-            problem = HttpProblem(500, "The texts could not be classified; the server's log says why.", "failed")
-            for asked in together:
-                self._end(asked, problem)
+        except Exception as error:
+            short_of_memory = is_out_of_memory(error)  # what the error holds is free once it is handled
+            if not short_of_memory:
+                log.exception("A classification failed.")
+                problem = HttpProblem(500, "The texts could not be classified; the server's log says why.", "failed")
+                for asked in together:
+                    self._end(asked, problem)
+                return
+        if short_of_memory:
+            self._shrink(parts, n_tokens)
             return
         self._adapt(n_tokens, time.monotonic() - began, first.model)
         for asked in together:
@@ -166,7 +180,7 @@ class ClassificationQueue:
 
     def _next(self) -> tuple[list[_Part], int]:
         model = self._waiting[0].model
-        budget = min(self._budget, model.predictor.scorer.tokens_per_batch)
+        budget = min(self._budget, model.predictor.scorer.tokens_per_batch, self._fitting or self._budget)
         parts, n_tokens = self._waiting[0].take(budget)
         for asked in list(self._waiting)[1:]:
             if asked.model is model and n_tokens < budget:
@@ -179,10 +193,24 @@ class ClassificationQueue:
         scorer, examples = predictor.scorer, [part.example() for part in parts]
         with predictor.using():
             found = choice_log_likelihoods(
-                scorer.model, examples, tokens_per_batch=scorer.budget, packing=scorer.packing
+                scorer.model, examples, tokens_per_batch=scorer.tokens_per_batch, packing=scorer.packing
             )
         for part, scores in zip(parts, found, strict=True):
             part.put(scores)
+
+    def _shrink(self, parts: Sequence[_Part], n_tokens: int) -> None:
+        """Puts the parts of a turn back and goes on with half of it; the smallest there is ends its classification."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        first = parts[0]
+        if len(parts) == 1 and (self._fitting == 1 or first.last - first.first == 1):
+            self._end(first.asked, HttpProblem(503, "Memory ran out while one text was classified.", "out_of_memory"))
+            return
+        for part in reversed(parts):
+            part.asked.put_back(part)
+        self._fitting = max(1, min(n_tokens, self._fitting or n_tokens) // 2)
+        log.warning("Memory ran out; going on with %d tokens of a classification at once.", self._fitting)
 
     def _adapt(self, n_tokens: int, elapsed_s: float, model: ServedModel) -> None:
         """Makes the turns as large as the device is fast."""
@@ -193,4 +221,5 @@ class ClassificationQueue:
 
     def _end(self, asked: Classification, told: Told) -> None:
         self._waiting.remove(asked)
+        self._fitting = None  # others may be smaller, or memory free again
         asked.tell(told)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -32,9 +35,9 @@ Ended = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Form:
-    """What an answer must look like: a schema its JSON fits, or one of some texts; and both as a grammar."""
+    """What an answer must look like: a schema its JSON fits, or one of some texts; and both as they are kept to."""
 
-    grammar: str
+    constraint: Constraint
     schema: Mapping[str, object] | None = None
     choices: tuple[str, ...] = ()
 
@@ -150,7 +153,7 @@ class Job:
             scores[token] += bias
         if manner.form is not None:
             if self._constraint is None:
-                self._constraint = Constraint(manner.form.grammar, self.model.grammar_tokenizer)
+                self._constraint = manner.form.constraint.of_answer()
             scores = self._constraint.masked(scores)
         return scores
 
@@ -194,6 +197,26 @@ class Job:
             self._deliver(last)
 
 
+@contextmanager
+def failing_alone(job: Job) -> Iterator[None]:
+    """Ends a job that fails in the block, and no other; the log gets the place of an error and none of its words.
+
+    Rust libraries quote the answer in their errors, and panic with a BaseException.
+    """
+    try:
+        yield
+    except HttpProblem as problem:
+        job.fail(problem)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        if is_out_of_memory(error):
+            raise
+        frames = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in extract_tb(error.__traceback__)[1:]]
+        log.error("An answer ends with %s at %s.", type(error).__name__, ", ".join(frames))
+        job.fail(HttpProblem(500, "The answer could not be written; the server's log says why.", "failed"))
+
+
 class JobChooser:
     """Chooses the next tokens of jobs in one batch, each in its own manner; jobs by the index of their draft."""
 
@@ -207,15 +230,8 @@ class JobChooser:
             job = self._jobs[draft.index]
             if job.cancelled or job.is_greedy:
                 continue
-            try:
+            with failing_alone(job):
                 chosen[row] = job.choose(draft, logits[row])
-            except HttpProblem as problem:
-                job.fail(problem)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                log.exception("No next token could be chosen for an answer.")
-                job.fail(HttpProblem(500, "The answer could not be written; the server's log says why.", "failed"))
         return chosen
 
 
@@ -230,8 +246,6 @@ class JobTaker:
         job = self._jobs[draft.index]
         if not job.done:
             draft.answer.append(token)
-            try:
+            with failing_alone(job):
                 job.take(token, self._end_ids)
-            except HttpProblem as problem:
-                job.fail(problem)
         draft.done = job.done

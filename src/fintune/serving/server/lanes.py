@@ -1,7 +1,7 @@
 """A lane: the answers that one adapter writes at once, in slots that go from finished answers to waiting prompts.
 
 Enters: jobs, at any time. Leaves: their tokens, a step at a time. Where memory runs out, the lane goes on with half of
-its slots, and with what was written so far.
+its slots, and with what was written so far; an answer that does not fit alone ends. An idle lane has all slots again.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class SlotLane:
 
     def __init__(self, predictor: Predictor, slots: int) -> None:
         register()
-        self._predictor, self._slots = predictor, slots
+        self._predictor, self._most_slots, self._slots = predictor, slots, slots
         self._jobs: dict[int, Job] = {}
         self._drafts: dict[int, Draft] = {}
         self._numbers = count()
@@ -100,9 +100,9 @@ class SlotLane:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            self._writer = None
+            self._writer, alone = None, self._alone(writer)
             del writer
-            self._halve()
+            self._halve(alone)
         self._forget_done()
 
     def _new_writer(self) -> SlotWriter:
@@ -131,14 +131,24 @@ class SlotLane:
         for number in [number for number, job in self._jobs.items() if job.done]:
             del self._jobs[number], self._drafts[number]
         if not self._jobs:
-            self._writer = None
+            self._writer, self._slots = None, self._most_slots
 
-    def _halve(self) -> None:
+    def _alone(self, writer: SlotWriter) -> Job | None:
+        """The job that one slot was for: it is being written, or its prompt was being read and waits no more."""
+        waiting = {draft.index for draft in writer.waiting}
+        taken = [job for number, job in self._jobs.items() if number not in waiting and not job.done]
+        return taken[0] if self._slots == 1 and len(taken) == 1 else None
+
+    def _halve(self, alone: Job | None) -> None:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        problem = HttpProblem(503, "Memory ran out while this answer was written alone.", "out_of_memory")
+        if alone is not None:
+            alone.fail(problem)
+            return
         if self._slots == 1:
-            self.fail_all(HttpProblem(503, "Memory ran out while this answer was written alone.", "out_of_memory"))
+            self.fail_all(problem)
             return
         self._slots //= 2
         log.warning("Memory ran out; going on with %d answers at once.", self._slots)

@@ -34,7 +34,12 @@ class AnswerText:
     def add(self, token: int) -> str:
         """The text that is certain now and was not before."""
         self._tokens.append(token)
-        piece = self._stream.step(self._tokenizer, token) or ""
+        try:
+            piece = self._stream.step(self._tokenizer, token) or ""
+        except Exception:  # bytes that are no UTF-8 make earlier ones of a byte fallback no character any more
+            piece = self._whole[self._seen :]
+            self._stream = DecodeStream(skip_special_tokens=True)
+            self._stream.step(self._tokenizer, token)  # what follows does not stand at the beginning
         self._seen += len(piece)
         return self._release(piece)
 
@@ -42,10 +47,13 @@ class AnswerText:
         """What is still held back, once the answer has ended."""
         if self.stopped:
             return ""
-        whole = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
-        text = self._release(whole[self._seen :])  # bytes that never became a character
+        text = self._release(self._whole[self._seen :])  # bytes that never became a character
         held, self._held = self._held, ""
         return text + ("" if self.stopped else held)
+
+    @property
+    def _whole(self) -> str:
+        return str(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
 
     def _release(self, piece: str) -> str:
         text = self._held + piece
