@@ -16,7 +16,9 @@ from fintune.inference.continuous import SlotWriter
 from fintune.serving.predictor import load_predictor
 from fintune.serving.server.jobs import Job, Manner
 from fintune.serving.server.lanes import SlotLane
+from fintune.serving.server.models import open_models
 from fintune.serving.server.text import AnswerText
+from fintune.trees.chat import ChatFormat
 
 LETTERS = ("a", "b", "▁", "▁a")
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -114,3 +116,18 @@ def test_an_answer_that_does_not_fit_ends_alone_and_the_slots_come_back(asked, m
         asked.add(name)
     asked.write()
     assert max(together) == 4
+
+
+def test_the_engine_tokenises_nothing_with_the_readers_tokenizer(places, monkeypatch):
+    def make_lane(predictor):
+        return SlotLane(predictor, 2)
+
+    named = {name: str(place) for name, place in places.adapters.items()}
+    opened = open_models(str(places.base), named, device=torch.device("cpu"), make_lane=make_lane)
+    monkeypatch.setattr(ChatFormat, "completion", lambda *given: 1 / 0)
+    for model in opened.by_name.values():
+        lane, ended = model.lane, []
+        lane.add(Job(model, np.full(4, 5), Manner(limit=1, temperature=0.0), ended.append))
+        with lane.using(), torch.no_grad():
+            lane.step()
+        assert ended[-1].ended in ("length", "stop")

@@ -96,6 +96,7 @@ class ServedModels:
     def __init__(self, host: AdapterHost, name: str, make_lane: MakeLane, *, any_holding: bool = False) -> None:
         self.host, self._make_lane, self._any_holding = host, make_lane, any_holding
         self._decoder = copy.deepcopy(host.loaded.tokenizer.backend_tokenizer)
+        self._first_chat: ChatFormat | None = None
         self.base = self._served(name, host.base, None, None)
         self.by_name: Mapping[str, ServedModel] = {name: self.base}
         self.reserved: frozenset[str] = frozenset({name})
@@ -103,6 +104,9 @@ class ServedModels:
     def _served(self, name: str, predictor: Predictor, parent: str | None, place: Path | None) -> ServedModel:
         scorer = predictor.scorer
         chat = ChatFormat(scorer.chat.tokenizer, scorer.chat.max_length, kept_pieces=KEPT_PIECES)
+        first = self._first_chat = self._first_chat or chat
+        # Found before the reader's thread tokenises with this tokenizer, for the engine's thread.
+        vars(chat)["end_ids"] = (first if first.tokenizer is chat.tokenizer else chat).end_ids
         packing, _ = supported_packing(scorer.model.model.config, "tree")  # whatever it was trained with
         predictor = replace(predictor, scorer=replace(scorer, chat=chat, packing=packing))
         lane = self._make_lane(predictor)
