@@ -91,7 +91,7 @@ def test_an_adapter_added_to_the_weights_answers_as_beside_them(adapter):
     beside, merged = (load_predictor(adapter, device=CPU, merge=merge) for merge in (False, True))
     assert hasattr(beside.scorer.model.model, "peft_config") and not hasattr(merged.scorer.model.model, "peft_config")
     np.testing.assert_allclose(probabilities(merged), probabilities(beside), atol=1e-5)
-    assert merged.identity == beside.identity
+    assert merged.identity != beside.identity, "their last bits differ, so neither goes on with the work of the other"
 
 
 def test_files_are_labelled_with_a_merged_adapter_and_texts_with_one_that_can_be_switched(adapter):
