@@ -235,13 +235,10 @@ def _decoded(file: Path, raw: bytes) -> str:
 
 
 def _send(files: tuple[PushedFile, ...], repository: str, private: bool, revision: str | None, message: str) -> str:
-    import huggingface_hub.errors
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi, errors
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    of_client: Any = (
-        huggingface_hub.errors
-    )  # its HTTPError is httpx's or httpx2's, by the hub's version, and no OSError
+    no_answer: Any = vars(errors)["HTTPError"]  # of the library that the hub's version speaks HTTP with; no OSError
     if is_offline():
         raise ProviderError(f"Nothing is sent to the hub: {offline_reason()}.", "Leave it out, or use --dry-run.")
     operations: list[Any] = [
@@ -259,7 +256,7 @@ def _send(files: tuple[PushedFile, ...], repository: str, private: bool, revisio
         status = getattr(error.response, "status_code", "no status")
         remedy = "Run: hf auth login" if status in (401, 403) else "Try again later; nothing was committed."
         raise ProviderError(f"The hub refused {repository} ({status}).", remedy) from error
-    except (OSError, of_client.HTTPError) as error:  # no route, no name, a proxy, or no answer in time
+    except (OSError, no_answer) as error:  # no route, no name, a proxy, or no answer in time
         raise ProviderError(
             f"The hub cannot be reached ({type(error).__name__}).",
             "Check the connection, and start the same command again.",

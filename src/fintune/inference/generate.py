@@ -5,7 +5,6 @@ Enters: a model and prompts as tokens. Leaves: the answers' tokens, in the order
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from fintune.inference.choosing import Chooser, Sampling
 from fintune.inference.continuous import SlotWriter
 from fintune.inference.drafts import Draft, OnDone, Stopping, StopPredicate, make_drafts
 from fintune.inference.forward import EdgeModel, supported_packing
-from fintune.inference.out_of_memory import is_out_of_memory
+from fintune.inference.out_of_memory import empty_caches, is_out_of_memory
 from fintune.inference.plain import write_plain
 from fintune.inference.slots import register
 from fintune.models.window import learned_positions
@@ -139,9 +138,7 @@ def _require_positions(model: EdgeModel, drafts: Sequence[Draft]) -> None:
 
 
 def _halved(slots: int, budget: int, drafts: Sequence[Draft]) -> tuple[int, int]:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    empty_caches()
     if slots == 1:
         longest = max(map(len, drafts))
         raise ModelError(

@@ -31,9 +31,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Gives back what a failed batch left behind, whose graph may hold itself by reference cycles, and all buffers."""
-    gc.collect()
+    """``empty_caches``, and all buffers: only where no recorded CUDA graph is replayed any more, which may use them."""
     release_buffers()
+    empty_caches()
+
+
+def empty_caches() -> None:
+    """Gives back what a failed batch left behind, whose graph may hold itself by reference cycles."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -49,7 +54,7 @@ class ScoringBudget:
     tokens: int
 
     def shrink(self, batch: Batch) -> None:
-        """Releases memory, and halves the budget until ``batch``, which did not fit, has to be split.
+        """Empties caches, and halves the budget until ``batch``, which did not fit, has to be split.
 
         Raises:
             ModelError: it is a single sample.
@@ -60,7 +65,7 @@ class ScoringBudget:
                 "Use a GPU with more free memory, set model.quantization=nf4, or shorten the texts "
                 "(training.max_length).",
             )
-        release_memory()
+        empty_caches()  # training may go on with what it has recorded
         before, size = self.tokens, len(batch) if isinstance(batch, PaddedBatch) else batch.real_tokens
         self.tokens = max(1, min(before, size) // 2)
         log.warning(

@@ -12,7 +12,6 @@ that nobody waits for is dropped before the next. All of it runs in the engine's
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections import deque
@@ -22,10 +21,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from fintune.inference.likelihood import choice_log_likelihoods, softmax
-from fintune.inference.out_of_memory import is_out_of_memory
+from fintune.inference.out_of_memory import empty_caches, is_out_of_memory
 from fintune.schema.recipe import Packing
 from fintune.serving.server.problems import HttpProblem
 from fintune.trees.encoded import EncodedExample
@@ -200,9 +198,7 @@ class ClassificationQueue:
 
     def _shrink(self, parts: Sequence[_Part], n_tokens: int) -> None:
         """Puts the parts of a turn back and goes on with half of it; the smallest there is ends its classification."""
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_caches()
         first = parts[0]
         if len(parts) == 1 and (self._fitting == 1 or first.last - first.first == 1):
             self._end(first.asked, HttpProblem(503, "Memory ran out while one text was classified.", "out_of_memory"))

@@ -6,17 +6,14 @@ its slots, and with what was written so far; an answer that does not fit alone e
 
 from __future__ import annotations
 
-import gc
 import logging
 from contextlib import AbstractContextManager
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from fintune.inference.continuous import SlotWriter
 from fintune.inference.drafts import Draft
-from fintune.inference.out_of_memory import is_out_of_memory
+from fintune.inference.out_of_memory import empty_caches, is_out_of_memory
 from fintune.inference.slots import register
 from fintune.serving.predictor import Predictor
 from fintune.serving.server.jobs import Job, JobChooser, JobTaker
@@ -140,9 +137,7 @@ class SlotLane:
         return taken[0] if self._slots == 1 and len(taken) == 1 else None
 
     def _halve(self, alone: Job | None) -> None:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_caches()
         problem = HttpProblem(503, "Memory ran out while this answer was written alone.", "out_of_memory")
         if alone is not None:
             alone.fail(problem)
